@@ -1,4 +1,4 @@
-"""Update the proxies of PostPress accounts from asyncio: of one account, or of a whole fleet."""
+"""Update the proxies of PostPress accounts from asyncio: one account, or a whole fleet."""
 
 import logging
 from importlib import import_module
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 _MODULES: Final = frozenset("errors events models pace retry rotation secret session".split())
-_HOMES: Final = {
+_MODULE_OF: Final = {
     name: module
     for module, names in {
         "_converter": "converter",
@@ -80,14 +80,14 @@ if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name
         """
         Import the module of a name when the name is first used.
 
-        pytest imports its plugins, and so this module, at every start. Without aiohttp that takes a hundredth
-        of the time.
+        pytest imports its plugins, and with them this module, at every start. Without aiohttp, the import
+        takes a hundredth of the time.
         """
         if name in _MODULES:
             return import_module(f"{__name__}.{name}")
-        if name not in _HOMES:
+        if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
         return value
 
 

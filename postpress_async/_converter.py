@@ -1,7 +1,7 @@
 """
-Plain data to and from the models, by cattrs.
+Converts plain data to models and back, with cattrs.
 
-Plain data is what JSON holds: mappings, lists, strings, numbers, booleans and None.
+Plain data is what JSON can express: mappings, lists, strings, numbers, booleans and None.
 """
 
 import re
@@ -27,22 +27,27 @@ from postpress_async.secret import MASK, Secret
 
 WHAT_TO_WRITE: Final = 'write {"country": "US"} or {"proxy": {"host": "proxy.example.com", "port": 8080}}'
 CHANGE_FIELDS: Final = frozenset(
-    ("proxy", *(one.name for kind in (CustomProxy, ManagedProxy) for one in fields(kind)))
+    ("proxy", *(field.name for model in (CustomProxy, ManagedProxy) for field in fields(model)))
 )
-"""All names that occur in a change."""
+"""All names that occur in a change as plain data."""
 
-_ERROR: Final = ("code", "scope", "retryable", "applied", "account_id", "attempts", "status", "retry_after")
-_API_ERROR: Final = ("type", "title", "detail", "instance")
+_ERROR_FIELDS: Final = (
+    *("code", "scope", "retryable", "applied"),
+    *("account_id", "attempts", "status", "retry_after"),
+)
+_API_ERROR_FIELDS: Final = (*_ERROR_FIELDS, "type", "title", "detail", "instance")
 
 converter: Final = Converter(detailed_validation=False)
 """
 The cattrs converter of the models.
 
-It structures plain data with the checks of the constructors, which raise a `FieldError` that names the field
-and the rule. As a `ProxyChange`, it reads and writes what the API's reference shows: ``{"country": "US"}`` or
-``{"proxy": {"host": ..., "port": ...}}``. It also unstructures outcomes, events and errors.
+It structures plain data into models, with the checks of their constructors: an invalid value raises a
+`FieldError` that names the field and the rule. A `ProxyChange` is read and written as in the API's reference:
+``{"country": "US"}`` or ``{"proxy": {"host": ..., "port": ...}}``. The converter also unstructures outcomes,
+events and errors.
 
-Secrets are unstructured as ``***``, which is refused if it is structured. To get them unmasked, use a copy::
+Secrets are unstructured as ``***``, and a password ``***`` is rejected when it is structured. To reveal
+secrets, use a copy::
 
     revealing = converter.copy()
     revealing.register_unstructure_hook(Secret, Secret.reveal)
@@ -63,7 +68,7 @@ def _is_change(kind: object) -> TypeGuard[type[ProxyChange]]:
 
 
 def _is_change_union(kind: object) -> bool:
-    return {*get_args(kind)} - {type(None)} == {CustomProxy, ManagedProxy}  # also if it may be None
+    return {*get_args(kind)} - {type(None)} == {CustomProxy, ManagedProxy}  # including `ProxyChange | None`
 
 
 # --- Structuring ---------------------------------------------------------------------------------
@@ -73,9 +78,9 @@ def _is_change_union(kind: object) -> bool:
 def _make_structure(cls: type[Any], converter: Converter) -> Callable[[Any, Any], Any]:
     known = {field.name: field for field in fields(cls)}
     required = [name for name, field in known.items() if field.default is NOTHING]
-    # What the constructor checks is passed as it is: cattrs would turn the text "8080" into a number.
+    # Values that the constructor checks are passed unchanged: cattrs would convert "8080" to a number.
     hooks: dict[str, Any] = {
-        name: override(struct_hook=_unmasked if name == "password" else _as_it_is)
+        name: override(struct_hook=_reject_mask if name == "password" else _unchanged)
         for name, field in known.items()
         if field.validator is not None or field.converter is not None
     }
@@ -87,7 +92,7 @@ def _make_structure(cls: type[Any], converter: Converter) -> Callable[[Any, Any]
         if not isinstance(data, Mapping):
             advice = f"must be a mapping with {' and '.join(required) or 'its fields'}, got {_kind(data)}"
             raise FieldError(None, f"{cls.__name__} not a mapping", advice)
-        _refuse_unknown_keys(data, known)
+        _reject_unknown_keys(data, known)
         for name in required:
             if name not in data:
                 raise FieldError(name, f"{name} missing", f"{cls.__name__} requires {' and '.join(required)}")
@@ -107,15 +112,16 @@ def _make_structure_change(kind: Any, converter: Converter) -> Callable[[Any, An
             return data
         if not isinstance(data, Mapping):
             raise FieldError("change", "change not a proxy", _advice(data))
-        _refuse_unknown_keys(data, ("proxy", "country", "ip"), WHAT_TO_WRITE)
-        proxy, asked = data.get("proxy"), [name for name in ("country", "ip") if data.get(name) is not None]
+        _reject_unknown_keys(data, ("proxy", "country", "ip"), WHAT_TO_WRITE)
+        proxy = data.get("proxy")
+        managed_fields = [name for name in ("country", "ip") if data.get(name) is not None]
         if proxy is None:
-            if not asked:
+            if not managed_fields:
                 raise FieldError(None, "no proxy and no country", WHAT_TO_WRITE)
-            return managed({name: data[name] for name in asked}, ManagedProxy)
-        if asked:
+            return managed({name: data[name] for name in managed_fields}, ManagedProxy)
+        if managed_fields:
             advice = "give either proxy, or country and ip, not both"
-            raise FieldError(asked[0], "custom and managed mixed", advice)
+            raise FieldError(managed_fields[0], "custom and managed mixed", advice)
         if not isinstance(proxy, (Mapping, CustomProxy)):
             raise FieldError("proxy", "proxy not a mapping", _advice(proxy))
         return custom(proxy, CustomProxy)
@@ -125,24 +131,25 @@ def _make_structure_change(kind: Any, converter: Converter) -> Callable[[Any, An
 
 @converter.register_structure_hook
 def _structure_secret(value: Any, _: Any) -> Secret:
-    return Secret(_unmasked(value, _))
+    return Secret(_reject_mask(value, _))
 
 
-def _as_it_is(value: Any, _: Any) -> Any:
+def _unchanged(value: Any, _: Any) -> Any:
     return value
 
 
-def _unmasked(value: Any, _: Any) -> Any:
+def _reject_mask(value: Any, _: Any) -> Any:
     if isinstance(value, str) and value == MASK:
-        raise FieldError("password", "password masked", f"{MASK} stands for it; unstructure it unmasked")
+        advice = f"{MASK} replaces a secret when it is unstructured; use a converter that reveals secrets"
+        raise FieldError("password", "password masked", advice)
     return value
 
 
-def _refuse_unknown_keys(data: Mapping[Any, Any], known: Iterable[str], advice: str | None = None) -> None:
+def _reject_unknown_keys(data: Mapping[Any, Any], known: Iterable[str], advice: str | None = None) -> None:
     for key in data:
         if key not in known:
-            # Another text may be a value in the wrong place, such as a password.
-            shown = key if isinstance(key, str) and re.fullmatch(r"[\w-]{1,40}", key) else "one"
+            # A key that does not look like a name is not shown: it may be a misplaced password.
+            shown = key if isinstance(key, str) and re.fullmatch(r"[\w-]{1,40}", key) else "one key"
             advice = advice or f"the fields are {', '.join(known)}"
             raise FieldError(None, "unknown key", f"{shown} is not a field: {advice}")
 
@@ -172,7 +179,7 @@ def _mask(_: Secret) -> str:
 def _make_unstructure(
     cls: type[ProxyChange], converter: Converter
 ) -> Callable[[ProxyChange], dict[str, Any]]:
-    # The field has no type for cattrs; see `CustomProxy`. A hook known beforehand is faster than none.
+    # The password has no type that cattrs could see; see `_leave_password_to_converter`.
     secret = override(unstruct_hook=converter.get_unstructure_hook(Secret | None))
     return make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, password=secret)
 
@@ -191,7 +198,7 @@ def _make_unstructure_change(_: Any, converter: Converter) -> Callable[[ProxyCha
 )
 def _make_unstructure_error(_: Any, converter: Converter) -> Callable[[PostPressError], dict[str, Any]]:
     def unstructure(error: PostPressError) -> dict[str, Any]:
-        names = (*_ERROR, *_API_ERROR) if isinstance(error, ApiError) else _ERROR
+        names = _API_ERROR_FIELDS if isinstance(error, ApiError) else _ERROR_FIELDS
         return {"message": str(error)} | {name: converter.unstructure(getattr(error, name)) for name in names}
 
     return unstructure
@@ -200,9 +207,9 @@ def _make_unstructure_error(_: Any, converter: Converter) -> Callable[[PostPress
 # --- For the package itself ----------------------------------------------------------------------
 
 own_converter: Final = converter.copy(omit_if_default=True)
-"""The converter of requests, exports and the cluster. It does not mask secrets, and has no hooks of users."""
+"""The converter for requests, exports and the cluster. It reveals secrets, and has no hooks of users."""
 own_converter.register_unstructure_hook(Secret, Secret.reveal)
 
 _structure_change: Final[Callable[[Any, Any], ProxyChange]] = own_converter.get_structure_hook(ProxyChange)
 body_of: Final[Callable[[ProxyChange], dict[str, Any]]] = own_converter.get_unstructure_hook(ProxyChange)
-"""The body of the request that makes a change, with its password. Fields with their default are left out."""
+"""Returns the request body of a change, with its password. Fields with default values are omitted."""

@@ -1,7 +1,7 @@
 """
 The base classes of all errors, and the classification of error responses.
 
-`errors` defines the classes of the statuses and types.
+The module `errors` defines the class of each status and type.
 """
 
 from enum import StrEnum
@@ -22,7 +22,7 @@ class Scope(StrEnum):
     PROXY = "proxy"
     """This proxy does not work. A rotation tries the next proxy of its pool."""
     KEY = "key"
-    """This API key is rejected, and would be for every account. A rotation halts at once."""
+    """The API key is rejected, so every other account would fail too. A rotation halts at once."""
     SERVICE = "service"
     """The service, or the network to it, has a problem. A rotation records the account and continues."""
 
@@ -51,11 +51,11 @@ class PostPressError(Exception):
     Attributes:
         scope: What the failure is about.
         retryable: Whether the default policy retries it.
-        applied: Whether the change may have been applied, by any attempt of the call.
+        applied: Whether any attempt of the call may have applied the change.
         account_id: The account of the call; None if there was no call.
         attempts: All attempts of the call, oldest first.
         status: HTTP status of the response; None without a response.
-        retry_after: Seconds of the response's Retry-After; None without one.
+        retry_after: Seconds of the response's Retry-After header; None if it had none.
     """
 
     scope: Scope = Scope.SERVICE
@@ -68,46 +68,47 @@ class PostPressError(Exception):
 
     @property
     def code(self) -> str:
-        """The name in logs and journals: the API's type, or else the name of the class."""
+        """The name in logs and journals: the API's type, otherwise the name of the class."""
         return type(self).__name__
 
     def __str__(self) -> str:
-        words = [self._fact()]
+        fact = self._fact()
         if self.account_id is not None:
-            words[0] = f"{self.account_id}: {words[0]}"
+            fact = f"{self.account_id}: {fact}"
+        more: list[str] = []
         if self.attempts:
             seconds = sum(attempt.elapsed + attempt.wait for attempt in self.attempts)
             attempts = "1 attempt" if len(self.attempts) == 1 else f"{len(self.attempts)} attempts"
-            words.append(f"{attempts} in {seconds:.1f} s.")
+            more.append(f"{attempts} in {seconds:.1f} s.")
         if self.applied is Applied.UNKNOWN:
-            words.append("The change may have been applied.")
-        if len(words) > 1 and not words[0].endswith("."):
-            words[0] += "."
-        return " ".join(words)
+            more.append("The change may have been applied.")
+        if more and not fact.endswith("."):
+            fact += "."
+        return " ".join([fact, *more])
 
     def _fact(self) -> str:
         return super().__str__()
 
 
 BY_STATUS: dict[int, type["ApiError"]] = {}
-"""The class of each status that has a class."""
+"""The class of each status that has one."""
 BY_TYPE: dict[str, type["ApiError"]] = {}
-"""The class of each type of the reference."""
+"""The class of each type that the API's reference lists."""
 BY_CODE: dict[str, type["ApiError"]] = {}
-"""The class of each type that only the quickstart lists."""
+"""The class of each type that only the API's quickstart lists."""
 
 
 class ApiError(PostPressError):
     """
-    An error response. A status without a subclass raises this class itself.
+    An error response. A response whose status has no subclass raises this class itself.
 
     Attributes:
         status: The HTTP status, never None.
-        type: The API's type as received, listed or not; empty if the response had no envelope. `code` is its
-            normalized form.
+        type: The type as received, which the API's reference need not list; empty if the body was not the
+            API's error envelope. `code` is its normalized form.
         title: The short title.
         detail: The explanation, if any; compact JSON if it is not text.
-        instance: The request's id, to quote to support; None if there was none.
+        instance: The request's id, to quote to support; None if the response had none.
     """
 
     applied: Applied = Applied.UNKNOWN
@@ -148,19 +149,20 @@ class ApiError(PostPressError):
     @classmethod
     def of(cls, status: int, problem: Problem, retry_after: float | None = None) -> "ApiError":
         """Create an error of the type's class if it belongs to *status*, otherwise of the status's class."""
-        family = BY_STATUS.get(status, ApiError)
+        class_of_status = BY_STATUS.get(status, ApiError)
         name = listed_type(problem.type)
-        listed = None if name is None else BY_TYPE.get(name) or BY_CODE[name]
-        if listed is not None and issubclass(listed, family) and family is not ApiError:
-            return listed(status, problem, retry_after)
-        error = family(status, problem, retry_after)
-        # If the type is unlisted or does not match the status, both must allow a retry.
-        error.retryable = status in RETRYABLE_STATUSES and (listed is None or listed.retryable)
-        if family is ApiError and status < 500 and status not in {403, 408}:
+        class_of_type = None if name is None else BY_TYPE.get(name) or BY_CODE[name]
+        if class_of_type is not None and status in BY_STATUS and issubclass(class_of_type, class_of_status):
+            return class_of_type(status, problem, retry_after)
+        error = class_of_status(status, problem, retry_after)
+        # The type is unlisted, or belongs to another status: then both must allow a retry.
+        error.retryable = status in RETRYABLE_STATUSES and (class_of_type is None or class_of_type.retryable)
+        if class_of_status is ApiError and status < 500 and status not in {403, 408}:
             error.scope = Scope.REQUEST
-        if status == 403 and listed is not None and listed.scope is Scope.KEY:
-            error.scope = Scope.KEY  # without such a type, a 403 may come from a gateway
-        if status in REFUSING_STATUSES and (listed is None or listed.applied is Applied.NO):
+        # A 403 with another type, or without one, may come from a gateway.
+        if status == 403 and class_of_type is not None and class_of_type.scope is Scope.KEY:
+            error.scope = Scope.KEY
+        if status in REFUSING_STATUSES and (class_of_type is None or class_of_type.applied is Applied.NO):
             error.applied = Applied.NO
         return error
 
@@ -169,20 +171,22 @@ class ApiError(PostPressError):
         return listed_type(self.type) or self.type or type(self).__name__
 
     def _fact(self) -> str:
-        words = [f"{self.code if self.type else 'no error envelope'} (HTTP {self.status})"]
-        words += [text.rstrip(".") for text in (self.title, self.detail) if text]
-        message = ": ".join(words) + "."
+        parts = [f"{self.code if self.type else 'no error envelope'} (HTTP {self.status})"]
+        parts += [text.rstrip(".") for text in (self.title, self.detail) if text]
+        message = ": ".join(parts) + "."
         if self.status == 401 and self.scope is not Scope.PROXY:
             is_key = self.scope is Scope.KEY
             message += " Check the API key." if is_key else " If every account gets it, check the API key."
-        return f"{message} Quote instance {self.instance} to support." if self.instance else message
+        if self.instance:
+            message += f" Quote instance {self.instance} to support."
+        return message
 
 
 def listed_type(text: str) -> str | None:
     """
-    The listed type that *text* stands for, as the reference writes it; None if it is not listed.
+    Return *text* as the API's reference writes it, such as ``errors/proxy_error``; None if it is not listed.
 
-    Only the last path segment is compared, because a problem type may also be a bare name or a URL.
+    Only the last path segment is compared: the type may also be a bare name or a URL.
     """
     name = f"errors/{text.rstrip('/').rpartition('/')[2]}"
     return name if name in BY_TYPE or name in BY_CODE else None
@@ -190,11 +194,11 @@ def listed_type(text: str) -> str | None:
 
 REFUSING_STATUSES = frozenset({403, 405, 407, 409, 411, 413, 414, 415, 417, 422, 431})
 """
-Statuses without a class that, like 400, mean that nothing was applied.
+Statuses without a class of their own that, like 400, mean that the change was not applied.
 
-They refuse the request before the method is applied (RFC 9110, section 15.5; RFC 6585, section 5). 406, 410
-and 418 are not included, because a gateway may send them for a request that it has forwarded.
+Servers send them before they apply the method (RFC 9110, section 15.5; RFC 6585, section 5). 406, 410 and 418
+are not included, because a gateway may send them for a request that it has forwarded.
 """
 
 RETRYABLE_STATUSES = frozenset({408, 429, 502, 503, 504})
-"""Statuses that are retried if the response has no listed type. Gateways in front of any API send them."""
+"""Statuses that are retried if the response has no listed type. Gateways send them for any API."""

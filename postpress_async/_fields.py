@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from postpress_async import _countries
 
-# The API reference says only "string". RFC 3986's unreserved characters are not escaped in a path.
+# The API reference says only "string". RFC 3986's unreserved characters need no escaping in a path.
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9._~-]{1,256}")
 LONGEST_CREDENTIAL = 16_384
 """Maximum characters of a user name or password. The API gives no limit; proxies accept far fewer."""
@@ -54,7 +54,7 @@ class FieldError(ValueError):
 
 
 def check_account_id(account_id: str) -> str:
-    """Return *account_id*, or raise `FieldError` if a URL cannot have it without escaping."""
+    """Return *account_id*, or raise `FieldError` if a URL would have to escape it."""
     if not isinstance(account_id, str):
         advice = f"must be a string, got {type(account_id).__name__}"
         raise FieldError("account_id", "account_id not text", advice)
@@ -67,7 +67,7 @@ def check_account_id(account_id: str) -> str:
 
 
 def split_host_port(text: str) -> tuple[str, int]:
-    """Split ``host:port`` or ``[IPv6]:port``; raise `FieldError` if a part is missing or not of its form."""
+    """Split ``host:port`` or ``[IPv6]:port``; raise `FieldError` if a part is missing or malformed."""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -81,18 +81,18 @@ def split_host_port(text: str) -> tuple[str, int]:
 
 
 def percent_decoded(text: str) -> str:
-    # Not errors="strict", whose exception would hold the text, which may be a password. Invalid UTF-8 becomes
-    # lone surrogates, which the field's validator rejects.
+    # The text may be a password, and the exception of errors="strict" would contain it. Instead, invalid
+    # UTF-8 becomes lone surrogates, which the field's validator rejects.
     return unquote(text, errors="surrogateescape")
 
 
 def read_port(text: str) -> int:
-    """Convert the digits 0 to 9 in *text* to a number of any size; raise `FieldError` if it has others."""
+    """Return *text* as a number of any size; raise `FieldError` unless it consists of the digits 0 to 9."""
     if not text:
         raise FieldError("port", "port missing", "give a whole number from 1 to 65535")
     if not (text.isascii() and text.isdecimal()):
         raise FieldError("port", "port not an integer", _PORT_RULE)
-    return int(text) if len(text) <= 9 else 10**9  # int() rejects very long texts; any large number will do
+    return int(text) if len(text) <= 9 else 10**9  # int() rejects very long texts; any invalid port will do
 
 
 def upper_country(value: str) -> str:
@@ -150,8 +150,8 @@ def _check_ipv6(host: str) -> None:
 
 
 def _is_ip(text: str, version: int) -> bool:
-    # A bool instead of an exception: the text may be a pasted password, which `ipaddress` quotes in its
-    # exceptions, and they would become the context of a `FieldError`.
+    # The text may be a pasted password. `ipaddress` quotes it in its exception, which must not become the
+    # context of a `FieldError`, so this function returns a bool.
     try:
         return ipaddress.ip_address(text).version == version
     except ValueError:
@@ -166,12 +166,12 @@ def port(_instance: object, _attribute: object, value: int) -> None:
     if type(value) is not int:  # isinstance would accept True
         raise FieldError("port", "port not an integer", _PORT_RULE)
     if not 1 <= value <= 65535:
-        # The value is not shown: if a URL lost its @, it is a password made of digits.
+        # The value is not shown: if a URL lacks its @, the value may be a password made of digits.
         raise FieldError("port", "port out of range", _PORT_RULE)
 
 
 def credential(_instance: object, attribute: Any, value: Any) -> None:
-    """The validator of the user name, which is text, and of the password, which is a `Secret`."""
+    """Validate the user name, which is a string, or the password, which is a `Secret`."""
     if value is None:
         return
     name = attribute.name

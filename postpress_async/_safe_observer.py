@@ -1,4 +1,4 @@
-"""Keeps exceptions of observers, which are application code, away from the calls that they observe."""
+"""Keeps the exceptions of observers, which are application code, from failing the observed calls."""
 
 import asyncio
 import logging
@@ -17,8 +17,8 @@ class SafeObserver(Generic[T]):
     """
     Calls an observer, and logs the exceptions that it raises instead of passing them on.
 
-    A `CancelledError` is logged too: an observer awaits nothing, so it cannot be the cancellation of its
-    task. `KeyboardInterrupt`, `SystemExit` and the like are passed on.
+    A `CancelledError` is logged too: an observer awaits nothing, so the error cannot mean that its task was
+    cancelled. `KeyboardInterrupt` and `SystemExit` are passed on.
 
     Only the first, tenth, hundredth ... exception is logged, with its traceback. An observer that always
     raises does so five times per account, and the log may be on the same disk as the journal.

@@ -45,24 +45,24 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
     """
     Return *base_url*, the environment variable ``POSTPRESS_BASE_URL``, or `BASE_URL`, without a final slash.
 
-    Raises `ConfigurationError` if it is not https (or http to this machine or *allow_http*); has a user name,
-    a fragment, or a query other than the quickstart's ``port=N``; or is not in the form in which it is sent.
+    Raises `ConfigurationError` if the URL is not https (or http to this machine or a host of *allow_http*);
+    has a user name, a fragment, or a query other than the ``port=N`` of the API's quickstart; or is not
+    written in the form in which it is sent.
     """
     text = base_url if base_url is not None else os.environ.get("POSTPRESS_BASE_URL") or BASE_URL
     try:
         url = URL(text)
-    except (ValueError, TypeError, IndexError):  # IndexError: empty brackets
+    except (ValueError, TypeError, IndexError):  # yarl raises IndexError for empty brackets
         url = URL()
     if isinstance(allow_http, str):
         raise ConfigurationError(f"allow_http must be a collection of host names: write ({allow_http!r},)")
     http_hosts = {str(host).lower() for host in allow_http}
     if wrong := [host for host in http_hosts if not is_host(host)]:
         raise ConfigurationError(f"allow_http must be host names without scheme or port, got {wrong[0]!r}")
-    if (fault := _fault(url, http_hosts)) is not None:
-        raise ConfigurationError(f"the base URL {fault}")
+    if (problem := _problem_of(url, http_hosts)) is not None:
+        raise ConfigurationError(f"the base URL {problem}")
     if not _is_normalized(text, url):
-        accepted = URL(text.strip())
-        advice = f"write {accepted} (the default is {BASE_URL})"
+        advice = f"write {URL(text.strip())} (the default is {BASE_URL})"
         raise ConfigurationError(f"the base URL is not in its normalized form; {advice}")
     if url.scheme == "http" and not _is_loopback(url.raw_host or ""):
         _log.warning("requests to %s are not encrypted: the API key can be read on the network", url.raw_host)
@@ -72,12 +72,12 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
 _FORM: Final = f"write https://HOST[:PORT][/PATH], such as {BASE_URL}"
 
 
-def _fault(url: URL, http_hosts: Collection[str]) -> str | None:
+def _problem_of(url: URL, http_hosts: Collection[str]) -> str | None:
     if url.scheme not in {"https", "http"} or not url.raw_host or not is_host(url.raw_host):
         return f"is not an https:// address; {_FORM}"
     if url.scheme == "http" and not _is_loopback(url.raw_host) and url.raw_host not in http_hosts:
-        problem = "is http, so the key could be read on the network"
-        return f'{problem}; {_FORM}, or pass allow_http=("{url.raw_host}",) for a test server'
+        fix = f'{_FORM}, or pass allow_http=("{url.raw_host}",) for a test server'
+        return f"is http, so the key could be read on the network; {fix}"
     if url.user is not None or url.password is not None:
         return f"has a user name or password, which the API does not accept; {_FORM}"
     if url.fragment:
@@ -88,21 +88,21 @@ def _fault(url: URL, http_hosts: Collection[str]) -> str | None:
 
 
 def target_of(base_url: URL) -> str:
-    """The target of requests to *base_url*, as a journal stores it."""
-    # All ports of this machine are the same target, because each sandbox has another port.
+    """The text that identifies *base_url* in a journal."""
+    # All ports of this machine are the same target, because each sandbox listens on another port.
     is_local = base_url.scheme == "http" and _is_loopback(base_url.raw_host or "")
     return "this machine" if is_local else str(base_url)
 
 
 def _is_normalized(text: str, url: URL) -> bool:
-    """Whether parsing changed no more than the host's case or notation, or a default port."""
+    """Whether parsing *text* changed only the host's case, an IPv6 host's notation, or a default port."""
     written, parsed = (_PARTS.fullmatch(form) for form in (text, str(url)))
     if written is None or parsed is None or written["rest"] != parsed["rest"]:
         return False
     port = f":{url.port}"
     if written["origin"].lower().removesuffix(port) == parsed["origin"].removesuffix(port):
         return True
-    return written["origin"].partition("://")[2].startswith("[")
+    return written["origin"].partition("://")[2].startswith("[")  # an IPv6 address
 
 
 def _is_loopback(host: str) -> bool:

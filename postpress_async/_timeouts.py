@@ -10,17 +10,21 @@ from attrs import define, field
 T = TypeVar("T")
 
 MIN_INTERVAL: Final = 1e-6
-"""Minimum seconds between two checks per open timeout; checking one takes less than a tenth of it."""
+"""
+Minimum seconds between two firings of the timer, multiplied by the number of open waits.
+
+A firing checks every open wait. Checking one takes less than a tenth of this time.
+"""
 
 
 class TimeoutGroup:
     """
     Does what `asyncio.timeout` does, for many waits at once.
 
-    `asyncio.timeout` sets and cancels a timer for each wait, which costs 5 to 10 microseconds, although the
-    response nearly always comes long before. This class sets one timer for the earliest timeout and leaves
-    it alone: waits that end before it only cost an entry in a dict. When it fires, it expires what is due
-    and is set for the next earliest timeout.
+    `asyncio.timeout` sets and cancels a timer for each wait, which takes 5 to 10 microseconds, although the
+    response nearly always arrives long before the timeout. This class sets a single timer, for the earliest
+    timeout, and does not cancel it if that wait ends in time. When the timer fires, it expires all waits that
+    are due, and is set for the next timeout.
 
     Attributes:
         ended: Whether all waits were ended; new ones expire at once.
@@ -28,13 +32,14 @@ class TimeoutGroup:
 
     def __init__(self) -> None:
         self.ended: bool = False
-        self._open: Final[dict[Timeout | asyncio.Future[Any], float]] = {}  # with the time when each is due
+        # The open waits, each with the time at which it expires, by the loop's clock.
+        self._open: Final[dict[Timeout | asyncio.Future[Any], float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
     def within(self, seconds: float) -> "Timeout":
-        """A timeout for its ``with`` block, which expires *seconds* from now."""
+        """A timeout for a ``with`` block, which expires *seconds* from now."""
         return Timeout(self, (self._loop or self._get_loop()).time() + seconds)
 
     def until(self, when: float) -> "Timeout":
@@ -66,7 +71,8 @@ class TimeoutGroup:
         """
         Give *future* the result None at *when* by the loop's clock, or at `end`, unless it is done.
 
-        This needs no `Timeout`, which matters if very many calls wait. The waiter must call `discard`.
+        This takes less memory than a `Timeout`, which matters if very many calls wait. The waiter must call
+        `discard` when it stops waiting.
         """
         if self.ended:
             _expire(future)
@@ -79,7 +85,7 @@ class TimeoutGroup:
         self._open.pop(wait, None)
 
     def _get_loop(self) -> asyncio.AbstractEventLoop:
-        # Cached, because getting it costs as much as all the rest, and a session belongs to one loop.
+        # Cached, because looking it up takes as long as the rest of a wait. A session belongs to one loop.
         self._loop = asyncio.get_running_loop()
         return self._loop
 
@@ -90,7 +96,7 @@ class TimeoutGroup:
         self._timer = (self._loop or self._get_loop()).call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
-        # A loop may fire one tick of its clock too early; the timeout it fired for is due nevertheless.
+        # A loop may fire a timer one clock tick early. The timeout for which it was set is due all the same.
         now = max((self._loop or self._get_loop()).time(), self._timer_at)
         self._timer, self._timer_at = None, math.inf
         due = [wait for wait, when in self._open.items() if when <= now]
@@ -99,7 +105,7 @@ class TimeoutGroup:
             _expire(wait)
         earliest = min(self._open.values(), default=math.inf)
         if earliest < math.inf:
-            # If thousands expire one after the other, do not check all others for each of them.
+            # If thousands of waits expire shortly after each other, one firing expires many of them.
             self._set_timer(max(earliest, now + MIN_INTERVAL * len(self._open)))
 
 
@@ -122,11 +128,11 @@ class Timeout:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task = self._task
-        del self._task  # its error's traceback may refer to this object: a reference cycle
+        del self._task  # the traceback of its error may refer to this object: a reference cycle
         if not self.expired:
             self._group.discard(self)
         elif (
-            # If the task was also cancelled from elsewhere, the cancellation is passed on.
+            # If other code has cancelled the task too, its CancelledError must propagate.
             task.uncancel() <= self._cancelling
             and kind is not None
             and issubclass(kind, asyncio.CancelledError)

@@ -9,7 +9,11 @@ from attrs import define, field
 T = TypeVar("T")
 
 SLACK: Final = 64
-"""Discarded futures that may remain in the queue, in addition to one for each future that still waits."""
+"""
+Discarded futures that may remain in the queue, in addition to one for each future that still waits.
+
+Without this slack, a short queue would be rebuilt at nearly every `WaitQueue.discard`.
+"""
 
 
 @define(eq=False)
@@ -17,9 +21,9 @@ class WaitQueue(Generic[T]):
     """
     A FIFO queue of futures.
 
-    Futures that are done, such as cancelled ones, are skipped. Their waiters must `discard` them. That takes
-    constant time, because the future is not searched for. The queue takes 8 bytes per future; an
-    `OrderedDict` would take 110.
+    Futures that are done, such as cancelled ones, are skipped. Their waiters must `discard` them, which takes
+    constant time on average, because a done future is not searched for. The queue takes 8 bytes per future;
+    an `OrderedDict` would take 110.
     """
 
     count: int = 0  # futures that were not discarded
@@ -45,7 +49,7 @@ class WaitQueue(Generic[T]):
     def discard(self, future: "asyncio.Future[T]") -> None:
         """Remove *future*, which was appended and not popped."""
         self.count -= 1
-        if not future.done():  # its coroutine was closed, as happens when a loop ends
+        if not future.done():  # the waiter's coroutine was closed, as happens when a loop ends
             self._futures.remove(future)
         if len(self._futures) > 2 * self.count + SLACK:
             self._futures = deque(future for future in self._futures if not future.done())

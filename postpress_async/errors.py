@@ -1,11 +1,14 @@
 """
-All errors. Each has a `scope` (what it is about: the request, account, proxy, API key or service),
-`retryable` (whether the default policy retries it), and `applied`: NO if certainly nothing was changed,
-otherwise UNKNOWN. An error response has the scope SERVICE, is not retryable and is UNKNOWN, unless its class
-says otherwise::
+All errors. Three attributes of an error say how to handle it:
+
+- `scope`: what failed: the request, the account, the proxy, the API key or the service.
+- `retryable`: whether the default policy retries it.
+- `applied`: NO if the account was certainly not changed, otherwise UNKNOWN.
+
+The defaults of an error response are SERVICE, False and UNKNOWN. The line of its class sets other values::
 
     PostPressError
-    ├── ApiError                    an error response of the API
+    ├── ApiError                    an error response of the API; each status has a subclass for each type
     │   ├── BadRequestError         400
     │   ├── UnauthorizedError       401
     │   ├── NotFoundError           404
@@ -14,7 +17,7 @@ says otherwise::
     │   ├── NotSupportedError       501
     │   ├── BadGatewayError         502
     │   ├── UnavailableError        503
-    │   └── GatewayTimeoutError     504    each with a subclass for each type of the reference
+    │   └── GatewayTimeoutError     504
     ├── TransportError              no response
     │   ├── ConnectError            nothing was sent
     │   ├── ConnectionLostError
@@ -22,22 +25,22 @@ says otherwise::
     │   └── TlsError                nothing was sent, and it is not retried
     ├── AnswerError                 an invalid response
     ├── DeadlineError               the deadline passed before anything was sent
-    ├── BusyError                   too many calls wait, see `Pace.max_waiting`
+    ├── BusyError                   more calls wait than `Pace.max_waiting` allows
     ├── SupersededError             a newer update of the account was made before this one was sent
     ├── ConfigurationError          the session's arguments cannot be used
     │   └── SessionClosedError
     └── RotationError               a rotation cannot start or continue
-        ├── NotSentError            it ended without sending the account
-        ├── ClusterError            its cluster is gone, or has no usable worker
-        ├── FleetError              its input cannot be read
-        └── JournalError            its journal is invalid, or belongs to another rotation
-            └── JournalNotWritableError    its journal cannot be written
+        ├── NotSentError            the account was not sent
+        ├── ClusterError            the cluster is gone, or has no usable worker
+        ├── FleetError              the input cannot be read
+        └── JournalError            the journal is invalid, or belongs to another rotation
+            └── JournalNotWritableError    the journal cannot be written
 
-The name of a class follows from its type: ``errors/proxy_error`` is `ProxyError`. A model raises
-`postpress_async.models.FieldError`, a `ValueError`, because it rejects values before any call.
+Classes are named after their types: ``errors/proxy_error`` is `ProxyError`. An invalid change raises
+`postpress_async.models.FieldError`, a `ValueError`, before any call is made.
 """
 
-# "as" marks these as re-exports.
+# Type checkers treat `X as X` as a re-export.
 # isort: off
 from postpress_async._error_base import (
     BY_CODE as BY_CODE,
@@ -70,7 +73,7 @@ class InvalidRequestError(BadRequestError, type="errors/invalid_request"):
 
 
 class MalformedRequestError(BadRequestError, type="errors/malformed_request"):
-    """The provider rejected the request. Report it with the instance."""
+    """The provider rejected the request. Report it to support with the `instance`."""
 
 
 class ContentTooLargeError(BadRequestError, type="errors/content_too_large"):
@@ -150,7 +153,7 @@ class WrongAccountError(UnauthorizedError, type="errors/wrong_account"):
 
 
 class KeyMissingError(UnauthorizedError, code="key_missing", scope=Scope.KEY):
-    """No API key arrived: a proxy on the way may drop the header. Only the quickstart lists this type."""
+    """The API received no key; a proxy on the way may drop it. Listed only in the API's quickstart."""
 
 
 class NotFoundError(ApiError, status=404, scope=Scope.ACCOUNT, applied=Applied.NO):
@@ -166,7 +169,7 @@ class InvalidResourceIdentifierError(NotFoundError, type="errors/invalid_resourc
 
 
 class TooManyRequestsError(ApiError, status=429, retryable=True, applied=Applied.NO):
-    """429: the rate limit of the API key's tier was exceeded. Only the quickstart mentions it."""
+    """429: the rate limit of the API key's tier was exceeded. Documented only in the API's quickstart."""
 
 
 class InternalServerError(ApiError, status=500):
@@ -196,7 +199,7 @@ class FeatureNotImplementedError(NotSupportedError, type="errors/feature_not_imp
 
 
 class BadGatewayError(ApiError, status=502):
-    """502: the proxy, or something in front of the API, could not be reached."""
+    """502: a gateway got no valid response, from the proxy or from a server of PostPress."""
 
 
 class ProxyError(
@@ -218,7 +221,7 @@ class NoChannelError(UnavailableError, type="errors/no_channel", applied=Applied
 
 
 class NoHandlerError(UnavailableError, type="errors/no_handler", applied=Applied.NO):
-    """No handler exists for this request. Report it with the instance."""
+    """No handler exists for this request. Report it to support with the `instance`."""
 
 
 class NetworkDownError(UnavailableError, type="errors/network_down", retryable=True, applied=Applied.NO):
@@ -236,7 +239,7 @@ class GatewayTimeoutError(ApiError, status=504):
 
 
 class RequestTimeoutError(GatewayTimeoutError, type="errors/request_timeout", retryable=True):
-    """The request timed out upstream. Retry; if it persists, report it with the instance."""
+    """The request timed out upstream. Retry; if it persists, report it to support with the `instance`."""
 
 
 # --- No response, or an invalid one --------------------------------------------------------------
@@ -247,28 +250,25 @@ class TransportError(PostPressError):
 
     retryable = True
 
-    def __init__(self, fact: str) -> None:
-        super().__init__(fact)
-
 
 class ConnectError(TransportError):
     """No connection could be opened, so nothing was sent. Check the base URL, DNS and firewall."""
 
 
 class ConnectionLostError(TransportError):
-    """The connection was lost before the response was complete. applied is no if nothing was sent."""
+    """The connection was lost before the response was complete. `applied` is NO if nothing was sent."""
 
     applied: Applied = Applied.UNKNOWN
 
 
 class AttemptTimeoutError(TransportError):
-    """No response within the attempt's timeout. applied is no if nothing was sent."""
+    """No response within the attempt's timeout. `applied` is NO if nothing was sent."""
 
     applied: Applied = Applied.UNKNOWN
 
 
 class TlsError(TransportError):
-    """No secure connection: an untrusted certificate, or no common protocol. Not retried."""
+    """The TLS handshake failed: an untrusted certificate, or no common protocol. Not retried."""
 
     retryable = False
 
@@ -277,8 +277,8 @@ class AnswerError(PostPressError):
     """
     An invalid response, which is never treated as a success.
 
-    It is a redirect; a success that names another account, is not JSON or is too large; or not HTTP, in which
-    case `status` is None. It is retried only if its status is retryable.
+    The response is a redirect, or not HTTP (then `status` is None), or has a success status but names another
+    account, is not JSON, or is too large. The call is retried only if `RETRYABLE_STATUSES` has the status.
     """
 
     applied: Applied = Applied.UNKNOWN
@@ -294,7 +294,7 @@ class AnswerError(PostPressError):
 
 class DeadlineError(PostPressError):
     """
-    Nothing was sent by this call: its deadline passed while it waited, or its rotation was stopped.
+    The call sent nothing: its deadline passed while it waited, or its rotation was stopped.
 
     `applied` is UNKNOWN only if an earlier run may have sent the change.
     """
@@ -302,7 +302,7 @@ class DeadlineError(PostPressError):
 
 class SupersededError(PostPressError):
     """
-    A newer update of the account was made while this one waited, so it was not sent.
+    A newer update of the account was made while this one waited, so this one was not sent.
 
     Only sessions with ``same_account="latest"`` raise it.
     """
@@ -312,19 +312,19 @@ class SupersededError(PostPressError):
 
 class BusyError(PostPressError):
     """
-    More calls than `Pace.max_waiting` wait, so the change was not sent. Try again later, or shed load.
+    `Pace.max_waiting` calls wait already, so the change was not sent. Try again later, or shed load.
 
-    Calls of a rotation never raise it.
+    Calls of a rotation never raise this error.
     """
 
     scope = Scope.SERVICE
 
 
-# --- Not about one response ----------------------------------------------------------------------
+# --- Sessions and rotations ----------------------------------------------------------------------
 
 
 class ConfigurationError(PostPressError):
-    """The session cannot be used: it has no API key, an invalid base URL, or another event loop."""
+    """The session cannot be used: no API key, an invalid argument, or a different event loop."""
 
     scope = Scope.REQUEST
 
@@ -343,7 +343,7 @@ class NotSentError(RotationError):
     """
     The account was not sent: its row is invalid, no proxy was left, or the rotation ended first.
 
-    If `applied` is UNKNOWN, the account may have been sent earlier, without a recorded response.
+    `applied` is UNKNOWN if an earlier run may have sent the account without recording a response.
     """
 
 

@@ -23,7 +23,7 @@ class CallStarted:
     `PauseBegan`, `PauseEnded`, `LimitChanged` and `RateChanged` do not belong to a call.
 
     Attributes:
-        url: The URL of its requests. Contains the account id but no secret.
+        url: The URL of the call's requests. Contains the account id but no secret.
     """
 
     account_id: str
@@ -36,13 +36,13 @@ class CallEnded:
     A call ended. This is always its last event.
 
     Attributes:
-        attempts: Number of requests sent.
+        attempts: Number of attempts that ended with a response or an error.
         elapsed: Seconds from the start of the first attempt to the end of the call, including backoff; 0 if
             there was no attempt.
-        error: The error that it raised; None if it succeeded or *given_up* is true.
-        waited: Seconds for which it waited for permits, before its first attempt and between attempts.
-        given_up: Whether it was cancelled, or ended by an exception that is not a `PostPressError`. An
+        error: The error that the call raised; None if it succeeded or *given_up* is true.
+        given_up: Whether the call was cancelled, or ended by an exception that is not a `PostPressError`. An
             attempt in flight then has no `AttemptEnded`.
+        waited: Seconds for which the call waited until the session's limits allowed its attempts.
     """
 
     account_id: str
@@ -63,7 +63,7 @@ class AttemptStarted:
 
 @frozen
 class AttemptEnded:
-    """An attempt ended after *elapsed* seconds, with *error*, or successfully if that is None."""
+    """An attempt ended after *elapsed* seconds. *error* is None if it succeeded."""
 
     account_id: str
     number: int
@@ -85,14 +85,14 @@ class RetryScheduled:
 @frozen
 class PauseBegan:
     """
-    Calls wait, except probes: the service is down (the circuit breaker opened), or most proxies of a
-    rotation's pool fail at the same time.
+    All calls except probes wait, because the service is down (the circuit breaker opened), or because most
+    proxies of a rotation's pool fail at the same time.
     """
 
 
 @frozen
 class PauseEnded:
-    """A probe succeeded *elapsed* seconds after `PauseBegan`: calls continue."""
+    """A probe succeeded *elapsed* seconds after `PauseBegan`, so calls continue."""
 
     elapsed: float
 
@@ -113,18 +113,18 @@ class RateChanged:
 
 @frozen
 class ProxyQuarantined:
-    """*proxy*, a label, of a pool failed too often: it gets no accounts until its cool-down ends."""
+    """A proxy of a pool failed too often, so it is not assigned during a cool-down. *proxy* is its label."""
 
     proxy: str
 
 
-@frozen(slots=False)  # with slots, creating one takes twice as long
+@frozen(slots=False)  # with slots, creating an event takes twice as long
 class AccountSettled:
     """
     A rotation has the outcome of an account: its *state* is patched, failed, unknown or skipped.
 
     Attributes:
-        elapsed: Seconds from the start of its first attempt to its end.
+        elapsed: Seconds from the start of the account's first attempt to its outcome.
     """
 
     account_id: str

@@ -1,8 +1,8 @@
 """
 The values that the API accepts and returns.
 
-An invalid value cannot be built: the constructor raises `FieldError`, a `ValueError` that names the field
-and the rule, and never shows a password.
+An invalid value cannot be built: its constructor raises `FieldError`, a `ValueError` that names the field and
+the rule. The message never shows a password.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class ProxyProtocol(StrEnum):
     SOCKS5 = "socks5"
 
 
-# curl's socks5h only says who resolves host names, and sellers write socks for the version that is in use.
+# curl writes socks5h for SOCKS5 if the proxy resolves host names. Some sellers write socks for SOCKS5.
 _PROTOCOLS: dict[str, ProxyProtocol] = {
     **{protocol: protocol for protocol in ProxyProtocol},
     "socks5h": ProxyProtocol.SOCKS5,
@@ -33,7 +33,7 @@ _PROTOCOLS: dict[str, ProxyProtocol] = {
 }
 
 
-# These converters accept None: attrs' `optional` would add a call for each row, and a fleet has millions.
+# These converters handle None themselves: attrs' `optional` would add a call for each of millions of rows.
 def _to_protocol(value: ProxyProtocol | str | None) -> ProxyProtocol | None:
     if value is None:
         return None
@@ -52,9 +52,11 @@ def _to_secret(value: Secret | str | None) -> Secret | None:
 
 
 def _leave_password_to_converter(_: type, attributes: "list[Attribute[Any]]") -> "list[Attribute[Any]]":
-    # A caller's own cattrs converter has no hook for `Secret`, and would refuse every password. Without a
-    # type, cattrs passes the value on, and `_to_secret` converts it.
-    return [one.evolve(type=None) if one.name == "password" else one for one in attributes]
+    # A caller's own cattrs converter has no hook for `Secret`, and would reject every password. If the
+    # attribute has no type, cattrs passes the value on unchanged, and `_to_secret` converts it.
+    return [
+        attribute.evolve(type=None) if attribute.name == "password" else attribute for attribute in attributes
+    ]
 
 
 @frozen(kw_only=True, field_transformer=_leave_password_to_converter)
@@ -65,8 +67,8 @@ class CustomProxy:
     Attributes:
         host: Host name, IPv4 address, or IPv6 address without brackets. No scheme and no port.
         port: TCP port, 1 to 65535.
-        protocol: https, http or socks5 (also written socks5h or socks); omitted from the request if None. The
-            API documents no default.
+        protocol: https, http or socks5 (socks5h and socks are accepted as socks5). Omitted from the request
+            if None; the API documents no default.
         username: Omitted from the request if None.
         password: Omitted from the request if None; never shown in the repr.
 
@@ -94,15 +96,15 @@ class CustomProxy:
         scheme, separator, rest = url.strip().partition("://")
         if not separator:
             raise FieldError("protocol", "protocol missing", "begin with https://, http:// or socks5://")
-        credentials, at, host_port = rest.rpartition("@")
-        username, colon, password = credentials.partition(":")
+        credentials, _, host_port = rest.rpartition("@")
+        username, _, password = credentials.partition(":")
         host, port = _fields.split_host_port(host_port.removesuffix("/"))
         return cls(
             host=host,
             port=port,
             protocol=_to_protocol(scheme.lower()),
-            username=_fields.percent_decoded(username) if at and username else None,
-            password=_fields.percent_decoded(password) if colon and password else None,
+            username=_fields.percent_decoded(username) if username else None,
+            password=_fields.percent_decoded(password) if password else None,
         )
 
 
@@ -111,12 +113,12 @@ class ManagedProxy:
     """
     A proxy that PostPress provides, chosen by country, by IP address, or both.
 
-    Each request may assign, and bill, another one. So a request without a response is repeated only under the
-    same idempotency key.
+    Each request may assign a new proxy, and bill it. So if a request gets no response, it is sent again only
+    with the same idempotency key.
 
     Attributes:
-        country: An assigned ISO 3166-1 alpha-2 code, or XK, in either case; stored in upper case.
-        ip: Dotted IPv4 address from which the API infers the country.
+        country: An ISO 3166-1 alpha-2 code, or XK for Kosovo. Lower case is converted to upper case.
+        ip: An IPv4 address such as ``203.0.113.42``, from which the API infers the country.
 
     Raises:
         FieldError: A field is invalid, or both are None.
@@ -135,12 +137,12 @@ class ManagedProxy:
 
 
 ProxyChange: TypeAlias = CustomProxy | ManagedProxy
-"""What an account is set to: your own proxy, or one that PostPress provides."""
+"""The new proxy of an account: your own, or one that PostPress provides."""
 
 ProxyChangeLike: TypeAlias = ProxyChange | Mapping[str, Any]
 """
-A change, or plain data as in the API's reference: ``{"country": "US"}``, ``{"ip": "203.0.113.42"}`` or
-``{"proxy": {"host": "proxy.example.com", "port": 8080}}``, with the same fields and checks as the models.
+A `ProxyChange`, or plain data as in the API's reference: ``{"country": "US"}``, ``{"ip": "203.0.113.42"}`` or
+``{"proxy": {"host": "proxy.example.com", "port": 8080}}``. The fields and rules are those of the models.
 """
 
 
@@ -152,8 +154,9 @@ class Attempt:
     Attributes:
         number: 1 for the first attempt.
         began: Unix time in seconds at which the attempt began.
-        elapsed: Seconds from there to its response or error.
-        error: The API's type, such as ``errors/proxy_error``, or the error's class name; None on success.
+        elapsed: Seconds from the beginning of the attempt to its response or error.
+        error: The API's type, such as ``errors/proxy_error``; for an error without a type, the name of its
+            class; None on success.
         status: HTTP status of the response; None if there was no response.
         wait: Seconds of backoff between this attempt and the next; 0.0 after the last one.
     """
@@ -172,8 +175,8 @@ class AccountPatched:
     The API's confirmation that an account has its new proxy.
 
     Attributes:
-        account_id: The requested account; a response that names another id raises an error.
-        attempts: All attempts of the call, of which the last succeeded. Ignored by ``==`` and ``hash``.
+        account_id: The requested account. A response that names another account raises `AnswerError`.
+        attempts: All attempts of the call; the last one succeeded. Ignored by ``==`` and ``hash``.
     """
 
     account_id: str
@@ -186,10 +189,10 @@ class SessionStats:
     The state of a session's pace, for health checks and dashboards.
 
     Attributes:
-        in_flight: Requests without a response yet.
-        waiting: Calls that wait for a permit.
+        in_flight: Requests that have been sent and have no response yet.
+        waiting: Calls that wait until the limits allow their next request.
         limit: The current concurrency limit.
-        rate: The current rate limit in requests per second; None without one.
+        rate: The current rate limit in requests per second; None if the rate is not limited.
         breaker: State of the circuit breaker: ``"closed"``, ``"open"`` (all calls wait), or ``"half-open"``
             (all wait except probes, of which at least one is in flight).
     """

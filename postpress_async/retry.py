@@ -1,4 +1,4 @@
-"""When a call is retried, and after how many seconds: the settings of a `tenacity.AsyncRetrying`."""
+"""The retry policy: which errors are retried, how often, and after how many seconds. It uses tenacity."""
 
 import asyncio
 import inspect
@@ -17,7 +17,7 @@ Callback: TypeAlias = Callable[[Any], Any]
 Predicate: TypeAlias = Callable[[Any], bool | Awaitable[bool]]
 
 LONGEST_RETRY_AFTER = 120.0
-"""Seconds. If the Retry-After is longer, the call gives up at once; `PostPressError.retry_after` has it."""
+"""Seconds. A call whose Retry-After is longer fails at once; `PostPressError.retry_after` has the value."""
 
 
 def check_seconds(name: str, value: object) -> None:
@@ -33,11 +33,11 @@ def check_policy(retry: object) -> "RetryPolicy":
     return retry
 
 
-def _positive(_instance: object, attribute: Any, value: float) -> None:
+def _validate_seconds(_instance: object, attribute: Any, value: float) -> None:
     check_seconds(attribute.name, value)
 
 
-def _count(_instance: object, _attribute: Any, value: int) -> None:
+def _validate_attempts(_instance: object, _attribute: Any, value: int) -> None:
     if type(value) is not int or value < 1:
         raise ValueError(f"attempts must be an integer from 1, including the first attempt, got {value!r}")
 
@@ -49,11 +49,12 @@ _EXAMPLES = {
 }
 
 
-def _strategy(_instance: object, attribute: Any, value: object) -> None:
-    if isinstance(value, type) and issubclass(value, BaseException):  # a class is callable, too
+def _validate_strategy(_instance: object, attribute: Any, value: object) -> None:
+    # Classes and `AsyncRetrying` objects are callable, but not strategies.
+    if isinstance(value, type) and issubclass(value, BaseException):
         kind = value.__name__
         raise ValueError(f"retry must be a strategy: write tenacity.retry_if_exception_type({kind})")
-    if isinstance(value, tenacity.BaseRetrying):  # callable, too: it would call the error, and retry that
+    if isinstance(value, tenacity.BaseRetrying):
         kind = type(value).__name__
         raise ValueError(f"{attribute.name} must be one strategy, not {kind}: pass its retry, wait and stop")
     if isinstance(value, type):
@@ -66,10 +67,10 @@ def _strategy(_instance: object, attribute: Any, value: object) -> None:
 
 
 def _as_tuple(kinds: Iterable[type[PostPressError]]) -> tuple[type[PostPressError], ...]:
-    return kinds if isinstance(kinds, type) else tuple(kinds)  # type: ignore[return-value]  # pyright: ignore[reportReturnType] # rejected by `_kinds`
+    return kinds if isinstance(kinds, type) else tuple(kinds)  # type: ignore[return-value]  # pyright: ignore[reportReturnType] # rejected by `_validate_classes`
 
 
-def _kinds(_instance: object, attribute: Any, value: tuple[type, ...]) -> None:
+def _validate_classes(_instance: object, attribute: Any, value: tuple[type, ...]) -> None:
     if isinstance(value, type):
         raise ValueError(
             f"{attribute.name} must be a tuple of classes of postpress_async.errors: "
@@ -83,54 +84,62 @@ def _kinds(_instance: object, attribute: Any, value: tuple[type, ...]) -> None:
 @frozen(kw_only=True)
 class RetryPolicy:
     """
-    Exponential backoff with full jitter, limited by attempts, a deadline and a longest wait.
+    Exponential backoff with full jitter, limited by a number of attempts, a deadline and a longest wait.
 
-    tenacity decides, from the first failure on. Its strategies and callbacks, coroutine functions included,
-    work as it documents them. Each call has an `AsyncRetrying` of its own: a callback finds its `statistics`
-    at ``retry_state.retry_object``, and the account id at ``retry_state.args[0]``. The last error is raised
-    unchanged. A policy is immutable and can be shared by any number of calls.
+    After a failed attempt, tenacity decides whether and when to retry. Its strategies and callbacks work as
+    tenacity documents them, and may be coroutine functions. Each call has its own `AsyncRetrying`: a callback
+    finds the call's `statistics` at ``retry_state.retry_object``, and the account id at
+    ``retry_state.args[0]``. The last error is raised unchanged. A policy is immutable, and any number of
+    calls can share it.
 
-    Whatever the strategies say, a wait is at least the Retry-After, a wait that would exceed *deadline* does
-    not begin, and a managed proxy is not requested again if that might assign a second one.
+    Three rules apply whatever the strategies return: a wait is never shorter than the Retry-After; a wait
+    that would exceed *deadline* does not begin, and the call fails at once; and a managed proxy is not
+    requested again if that might assign a second one.
 
     Attributes:
-        attempts: Most attempts, including the first; from 1.
+        attempts: Most attempts, including the first; at least 1.
         attempt_timeout: Seconds for one attempt, from connecting to the last byte of the response.
         deadline: Seconds for all attempts and waits of a call together; `math.inf` for no deadline.
-        first_wait: Upper end of the first wait, in seconds.
-        max_wait: Upper end of all waits, in seconds.
-        also_on: Classes of errors to retry, whatever their `retryable` and *retry* say.
+        first_wait: Longest first wait, in seconds.
+        max_wait: Longest wait, in seconds.
+        also_on: Classes of errors to retry; overrides *retry* and the error's `retryable`.
         never_on: Classes of errors not to retry; overrides *also_on* and *retry*.
-        retry: A tenacity retry strategy, or a predicate of the error, in place of the error's `retryable`.
-        wait: A tenacity wait strategy in place of its `wait_random_exponential`, which draws the wait after
-            attempt *n* from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds.
-        stop: A tenacity stop strategy in place of *attempts*; the deadline still applies.
+        retry: A tenacity retry strategy, or a predicate of the error, to use instead of its `retryable`.
+        wait: A tenacity wait strategy. The default, `wait_random_exponential`, draws the wait after attempt
+            *n* from 0 to ``min(max_wait, first_wait * 2 ** (n - 1))`` seconds.
+        stop: A tenacity stop strategy, to use instead of *attempts*. The deadline still applies.
         before: Called before each attempt, such as `tenacity.before_log`.
         after: Called after each attempt that is to be retried, such as `tenacity.after_log`.
         before_sleep: Called before each backoff, such as `tenacity.before_sleep_log`.
-        sleep: Called with the seconds of each backoff. A test may record them and return at once: they count
-            against *deadline* as if they had been slept.
+        sleep: Called with the seconds of each backoff. A test may record the seconds and return at once: the
+            backoff still counts against *deadline*.
 
     Raises:
         ValueError: A value is out of its range or of the wrong type.
     """
 
-    attempts: int = field(default=4, validator=_count)
-    attempt_timeout: float = field(default=30.0, validator=_positive)
-    deadline: float = field(default=120.0, validator=_positive)
-    first_wait: float = field(default=0.5, validator=_positive)
-    max_wait: float = field(default=20.0, validator=_positive)
-    also_on: tuple[type[PostPressError], ...] = field(default=(), converter=_as_tuple, validator=_kinds)
-    never_on: tuple[type[PostPressError], ...] = field(default=(), converter=_as_tuple, validator=_kinds)
-    retry: tenacity.retry_base | Predicate | None = field(default=None, validator=_strategy)
-    wait: Callable[[RetryCallState], float | Awaitable[float]] | None = field(
-        default=None, validator=_strategy
+    attempts: int = field(default=4, validator=_validate_attempts)
+    attempt_timeout: float = field(default=30.0, validator=_validate_seconds)
+    deadline: float = field(default=120.0, validator=_validate_seconds)
+    first_wait: float = field(default=0.5, validator=_validate_seconds)
+    max_wait: float = field(default=20.0, validator=_validate_seconds)
+    also_on: tuple[type[PostPressError], ...] = field(
+        default=(), converter=_as_tuple, validator=_validate_classes
     )
-    stop: Callable[[RetryCallState], bool | Awaitable[bool]] | None = field(default=None, validator=_strategy)
-    before: Callback | None = field(default=None, validator=_strategy)
-    after: Callback | None = field(default=None, validator=_strategy)
-    before_sleep: Callback | None = field(default=None, validator=_strategy)
-    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, validator=_strategy)
+    never_on: tuple[type[PostPressError], ...] = field(
+        default=(), converter=_as_tuple, validator=_validate_classes
+    )
+    retry: tenacity.retry_base | Predicate | None = field(default=None, validator=_validate_strategy)
+    wait: Callable[[RetryCallState], float | Awaitable[float]] | None = field(
+        default=None, validator=_validate_strategy
+    )
+    stop: Callable[[RetryCallState], bool | Awaitable[bool]] | None = field(
+        default=None, validator=_validate_strategy
+    )
+    before: Callback | None = field(default=None, validator=_validate_strategy)
+    after: Callback | None = field(default=None, validator=_validate_strategy)
+    before_sleep: Callback | None = field(default=None, validator=_validate_strategy)
+    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, validator=_validate_strategy)
     _retrying: AsyncRetrying = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -145,12 +154,12 @@ class RetryPolicy:
             "sleep": self.sleep,
             "retry_error_callback": _reraise,
         }
-        # Made once, after validation. A frozen instance can only be set in this way.
+        # There is no other way to set an attribute of a frozen instance.
         object.__setattr__(self, "_retrying", _Retrying(**settings))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Rebuilt from its arguments: older versions of tenacity keep a lock in `_retrying`.
-        arguments = {a.name: getattr(self, a.name) for a in fields(RetryPolicy) if a.init}
+        # Pickle only the arguments: in older versions of tenacity, `_retrying` has a lock.
+        arguments = {item.name: getattr(self, item.name) for item in fields(RetryPolicy) if item.init}
         return partial(type(self), **arguments), ()
 
     def retries(self, error: BaseException) -> bool:
@@ -158,36 +167,39 @@ class RetryPolicy:
         Whether *error* is retried, if attempts and time are left.
 
         Raises:
-            TypeError: *retry* awaits something, which only a call can wait for.
+            TypeError: *retry* awaits something, which is possible only during a call.
         """
         if not isinstance(error, PostPressError):
             return False
         state = RetryCallState(self._retrying, None, (), {})
         state.set_exception((type(error), error, error.__traceback__))
-        answer = self._wants_retry(state)
+        decision = self._wants_retry(state)
         try:
-            answer.send(None)
+            decision.send(None)
         except StopIteration as stop:
             return bool(stop.value)
-        answer.close()
-        raise TypeError("the retry strategy waits for something: only a call can ask it")
+        decision.close()
+        raise TypeError("the retry strategy awaits something, which is possible only during a call")
 
     def explain(self, error: BaseException) -> str:
-        """A sentence that says whether and why *error* is retried, for logs and people."""
-        name = error.code if isinstance(error, PostPressError) else type(error).__name__
+        """A sentence for logs and people that says whether *error* is retried, and why."""
         if not isinstance(error, PostPressError):
-            return f"{name} is not retried: it is not an error of a call."
+            return f"{type(error).__name__} is not retried: it is not an error of a call."
+        name = error.code
         if isinstance(error, self.never_on):
             return f"{name} is not retried: never_on has its class."
-        also = isinstance(error, self.also_on)
-        if not also and self.retry is None and not error.retryable:
+        in_also_on = isinstance(error, self.also_on)
+        if not in_also_on and self.retry is None and not error.retryable:
             return f"{name} is not retried: {_why_not(error)}"
         if (retry_after := error.retry_after or 0.0) > LONGEST_RETRY_AFTER:
             limit = f"more than {LONGEST_RETRY_AFTER:g} s"
             return f"{name} is not retried now: the response asks to wait {retry_after:g} s, {limit}."
-        why = ": also_on has its class" if also else ": it is often temporary"
-        if self.retry is not None and not also:
+        if in_also_on:
+            why = ": also_on has its class"
+        elif self.retry is not None:
             why = " if the retry strategy says so"
+        else:
+            why = ": it is often temporary"
         stop = f"up to {self.attempts} attempts" if self.stop is None else "until the stop strategy ends it"
         return f"{name} is retried{why}; {stop}, within {self.deadline:g} s."
 
@@ -199,57 +211,63 @@ class RetryPolicy:
             return True
         if self.retry is None:
             return bool(error.retryable)
-        about = state if isinstance(self.retry, tenacity.retry_base) else error
-        return bool(await _ask(self.retry, about))
+        is_strategy = isinstance(self.retry, tenacity.retry_base)  # otherwise a predicate of the error
+        return bool(await _call(self.retry, state if is_strategy else error))
 
 
 class _Retrying(AsyncRetrying):
-    """An `AsyncRetrying` that does not inspect each of its steps at each failure, which doubles its time."""
+    """
+    An `AsyncRetrying` that handles a failure in half the time.
+
+    For each failure, tenacity inspects whether each strategy is a coroutine function. This class calls the
+    strategy, and awaits the result if that is awaitable.
+    """
 
     def _add_action_func(self, fn: Callback) -> None:
-        self.iter_state.actions.append(partial(_ask, fn))
+        self.iter_state.actions.append(partial(_call, fn))
 
 
 def new_retrying(
     policy: RetryPolicy, may_retry: Callable[[Any], bool], stop: Callable[[RetryCallState], bool]
 ) -> AsyncRetrying:
     """
-    The `AsyncRetrying` of one call, whose `iter` raises the last error itself once the call ends.
+    Return the `AsyncRetrying` of one call. If there is no further attempt, its `iter` raises the last error.
 
-    The policy and *may_retry* must both want a retry. The policy's stop strategy or *stop* may end the call.
+    An error is retried only if the policy and *may_retry* both allow it, and neither the policy's stop
+    strategy nor *stop* ends the call.
     """
     retrying = policy._retrying  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
     async def should_retry(state: RetryCallState) -> bool:
-        return await _ask(retrying.retry, state) and may_retry(_error_of(state))
+        return await _call(retrying.retry, state) and may_retry(_error_of(state))
 
     async def should_stop(state: RetryCallState) -> bool:
-        return bool(await _ask(retrying.stop, state)) or stop(state)
+        return bool(await _call(retrying.stop, state)) or stop(state)
 
     return retrying.copy(retry=should_retry, stop=should_stop)
 
 
-async def _ask(strategy: Callback, about: Any) -> Any:
-    # A strategy may be a coroutine function.
-    answer = strategy(about)
-    return await answer if inspect.isawaitable(answer) else answer
+async def _call(strategy: Callback, argument: Any) -> Any:
+    """Call *strategy*, which may be a coroutine function."""
+    result = strategy(argument)
+    return await result if inspect.isawaitable(result) else result
 
 
 async def _at_least_retry_after(wait: Callback, state: RetryCallState) -> float:
-    seconds = float(await _ask(wait, state))
-    if not seconds >= 0:  # also if it is NaN
+    seconds = float(await _call(wait, state))
+    if not seconds >= 0:  # negative, or NaN
         raise ValueError(f"the wait strategy must return a number of seconds from 0, got {seconds}")
     return max(seconds, _error_of(state).retry_after or 0.0)
 
 
 def _error_of(state: RetryCallState) -> Any:
-    # A `PostPressError`: nothing else is retried.
+    # A `PostPressError`: other exceptions do not reach tenacity.
     assert state.outcome is not None  # noqa: S101 - an attempt was made
     return state.outcome.exception()
 
 
 def _reraise(state: RetryCallState) -> None:
-    # tenacity itself would make a `RetryError`, whose frames are a reference cycle.
+    # By default, tenacity raises a `RetryError`, and its traceback is part of a reference cycle.
     raise _error_of(state)
 
 

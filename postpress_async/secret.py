@@ -1,4 +1,4 @@
-"""A string that is masked when it is printed."""
+"""A string whose value is hidden when it is printed."""
 
 import hmac
 from typing import NoReturn, Self, final
@@ -12,7 +12,7 @@ class Secret:
     Text that shows as ``***`` when it is printed, formatted or logged.
 
     Only `reveal` returns the text. Secrets compare and hash by value, and copying returns the same object.
-    Neither ``pickle`` nor ``json`` accepts a secret, so it does not end up in a file by accident.
+    Neither ``pickle`` nor ``json`` accepts a secret, so that it is not written to a file by accident.
     """
 
     __slots__ = ("__text",)
@@ -38,7 +38,7 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        # surrogatepass: texts with lone surrogates must compare too, though they cannot be sent.
+        # surrogatepass: texts with lone surrogates cannot be sent, but must be comparable.
         left, right = (text.encode("utf-8", "surrogatepass") for text in (self.__text, other.__text))
         return hmac.compare_digest(left, right)
 

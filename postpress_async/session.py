@@ -56,27 +56,27 @@ class PostPressSession:
     ``async with`` or `aclose`; a closed session cannot be reopened.
 
     Args:
-        api_key: The API key of the dashboard; if None, the environment variable ``POSTPRESS_API_KEY``.
+        api_key: The API key from the dashboard; if None, the environment variable ``POSTPRESS_API_KEY``.
         base_url: An https URL, or http to this machine; if None, the environment variable
             ``POSTPRESS_BASE_URL``, or the URL of PostPress.
         retry: When calls are retried; `update_proxy` accepts another policy for a single call.
-        pace: Limits of concurrency and rate, over all calls.
+        pace: Limits of concurrency and rate for all calls together.
         idempotency: Whether to send an ``Idempotency-Key`` with each request. Without it, a managed proxy
             whose outcome is unknown is not requested again.
-        same_account: ``"queue"`` runs updates of one account one after another, in the order of the calls.
-            With ``"latest"``, a call that still waits for another update of its account raises
-            `SupersededError` as soon as a newer call is made, so that only the newest change is sent next.
-            A call that has started is not interrupted.
+        same_account: ``"queue"`` runs the updates of an account one after another, in the order of the calls.
+            With ``"latest"``, only the newest change is sent next: a call that waits for an earlier update of
+            its account raises `SupersededError` as soon as a newer call is made. An update that no longer
+            waits is not interrupted.
         trust_env: Whether to use the proxy of the environment (``HTTPS_PROXY``, ``NO_PROXY``) and the
             credentials of ``~/.netrc``, as aiohttp does. Requires ``transport="session"``.
         allow_http: Host names to which http is allowed, besides this machine; for example a mock in a
             container network. The API key can be read on the way, so a warning is logged.
         ssl: A context that checks certificates, or a PEM file of trusted certificates; if None, the system's.
         connector: An aiohttp connector with its own TLS settings. The session does not close it.
-        transport: ``"session"`` uses `aiohttp.ClientSession`, which tests can mock. ``"lean"`` uses only its
-            connections, for about half the CPU time; if the installed aiohttp is incompatible with it, a
-            warning is logged and ``"session"`` is used. Or a `Transport` of your own, without *trust_env*,
-            *ssl* and *connector*; the session closes it.
+        transport: ``"session"`` uses `aiohttp.ClientSession`, which tests can mock. ``"lean"`` uses only
+            aiohttp's connections, and takes about half the CPU time; if the installed aiohttp is incompatible
+            with it, a warning is logged and ``"session"`` is used. Or pass a `Transport` of your own, without
+            *trust_env*, *ssl* and *connector*; the session closes it.
         on_event: Called with each event of `postpress_async.events`.
 
     Raises:
@@ -125,7 +125,7 @@ class PostPressSession:
 
     @property
     def paused(self) -> bool:
-        """Whether all calls wait, except for probes, because the service is down."""
+        """Whether the service is down, so that all calls except probes wait."""
         return self._context.pacer.paused
 
     def stats(self) -> SessionStats:
@@ -151,16 +151,16 @@ class PostPressSession:
         """
         Set the proxy of one account to *change*, by default in up to 4 attempts within 120 s.
 
-        Updates of one account on one session run one after another, in the order of the calls; or only the
-        latest of those that wait, see *same_account* of the session. So the last call made is the last
-        applied, unless an earlier one was cancelled or timed out: the API may still apply that one later.
+        Updates of one account run one after another, in the order of the calls, unless the session has
+        ``same_account="latest"``. So the change of the last call is applied last, with one exception: if an
+        earlier call was cancelled or timed out, the API may still apply its change later.
 
         Args:
             account_id: 1 to 256 of ``A-Z a-z 0-9 . _ ~ -``.
             change: A `CustomProxy` or a `ManagedProxy`, or plain data such as ``{"country": "US"}``; see
                 `ProxyChangeLike`.
             retry: Overrides the session's policy, for example its deadline.
-            idempotency_key: Used for every attempt instead of generated keys; visible ASCII.
+            idempotency_key: Sent with every attempt, instead of generated keys; visible ASCII characters.
 
         Raises:
             FieldError: The account id or the change is invalid. Nothing was sent.
@@ -169,7 +169,7 @@ class PostPressSession:
             TransportError: There was no response.
             AnswerError: The response is invalid.
             DeadlineError: The deadline passed before anything was sent.
-            BusyError: Too many calls wait, see `Pace.max_waiting`. Nothing was sent.
+            BusyError: More calls wait than `Pace.max_waiting` allows. Nothing was sent.
             SupersededError: A newer update of the account was made before anything was sent.
             ConfigurationError: The session is closed, or belongs to another event loop.
         """
@@ -193,22 +193,22 @@ class PostPressSession:
         """
         Set the proxies of many accounts concurrently, and return the outcome of each.
 
-        The failure of an account raises nothing: see `Results.raise_for_failures`. For more accounts than fit
-        in memory, and to continue after a crash, use `rotate`.
+        A failed account does not raise an exception, unless you call `Results.raise_for_failures`. For more
+        accounts than fit in memory, or to resume after a crash, use `rotate`.
 
         Args:
-            changes: A mapping of account ids to changes, or pairs of both. With a *pool*, account ids alone
-                are enough.
-            deadline: Seconds after which it returns in any case, above 0. Accounts that were not sent are
-                then ``skipped``, and those in flight are ``unknown``. None means no limit but the policy's
-                deadline for each account.
+            changes: A mapping of account ids to changes, or pairs of account id and change. With a *pool*,
+                account ids alone are enough.
+            deadline: Most seconds that the method takes, above 0. Accounts that were not sent by then are
+                ``skipped``, and those in flight are ``unknown``. With None, only the policy's deadline for
+                each account applies.
             retry: Overrides the session's policy.
-            in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
-            pool: Assigns proxies to accounts without a change, and replaces those that fail. As for `rotate`,
-                it may be several pools by tag.
+            in_flight: Most accounts processed at once, at least 1; if None, `Pace.in_flight`.
+            pool: Assigns proxies to accounts without a change, and replaces proxies that fail. It may be
+                several pools by tag, as for `rotate`.
 
         Raises:
-            FieldError: An account id or a change is invalid; it names the account. Nothing was sent.
+            FieldError: An account id or a change is invalid. The error names the account. Nothing was sent.
             ValueError: An argument is invalid, an account occurs twice with different changes, or no account
                 would use the *pool*. Nothing was sent.
             ConfigurationError: The session is closed, or belongs to another event loop.
@@ -219,7 +219,7 @@ class PostPressSession:
         from postpress_async.rotation._rows import distinct_rows
 
         check_count("in_flight", in_flight)
-        pools_of(pool)  # raises if it is wrong
+        pools_of(pool)  # raises ValueError if it is invalid
         if deadline is not None:
             check_seconds("deadline", deadline)
         if retry is not None:
@@ -270,47 +270,50 @@ class PostPressSession:
         """
         Create a rotation of many accounts. Enter it with ``async with``, and iterate over its outcomes.
 
-        A rotation may have a journal, which records runs. A run takes each account once, and ends with an
-        outcome for each; it can be resumed.
+        A rotation can record its runs in a *journal*. A run takes each account once, and ends with an outcome
+        for each account. If it is interrupted, the next rotation with this journal resumes it.
 
         Args:
             changes: Pairs of account id and change from an iterable, an async iterable or a mapping, read as
                 needed; or a `Fleet`; or a pandas or polars frame with the columns of a fleet, see `Fleet.of`.
-                An invalid pair of a stream, and an invalid account id, becomes an outcome instead of an
-                exception. With a *pool*, account ids alone are enough.
-            journal: The SQLite file from which the rotation can be resumed after it was stopped or killed,
-                with the same changes in the same order.
-            in_flight: Accounts processed at once, from 1; if None, `Pace.in_flight`.
+                An invalid pair from a stream, and an invalid account id, become outcomes instead of
+                exceptions. With a *pool*, account ids alone are enough.
+            journal: The SQLite file that records the runs. To resume a run, pass the same changes in the same
+                order.
+            in_flight: Most accounts processed at once, at least 1; if None, `Pace.in_flight`.
             halt: When to abort: ``"5%"`` of the latest 200 accounts failed, ``100`` accounts failed, or
                 ``"never"``; or a `Halt`, which may have a canary stage. None means ``"50%"``.
-            pool: Assigns proxies to accounts without a change, and replaces those that fail. If it is several
-                pools by tag, such as ``{"US": pool, "DE": pool}``, an account gets proxies of one of them:
-                the tag takes the place of its change, as in ``("acc_1", "US")``, or is in a column of the
-                `Fleet`, which must be opened with the same ``pooled=``.
-            limit: Most accounts to process in this run, from 1; None for all.
-            on_unknown: Whether accounts whose outcome is unknown after an earlier run, or that a killed run
-                may have sent, are sent again with the same key (``"retry"``) or left as they are
-                (``"report"``).
-            on_failed: Whether accounts that failed in an earlier run are left as they are (``"report"``) or
-                sent again with new keys (``"retry"``).
-            every: Seconds, from the beginning of the journal's latest run, after which a new run of all
-                accounts starts, if that run is complete: 20 * 3600 for a nightly job, 0 for always. An
-                unfinished run is resumed in any case. None never starts a second run.
-            keep: Number of runs that the journal keeps, from 1; None for all.
-            on: Take only the accounts that have one of these proxies, or may have it, by their latest
-                assignment in the journal: any of ``HOST``, ``HOST:PORT``, ``USER@HOST``, and networks such
-                as ``10.1.1.0/24``. They are a run of their own: a new one, or the unfinished one of the same
-                accounts. The *pool* counts the other accounts of its proxies, too.
+            pool: Assigns proxies to accounts without a change, and replaces proxies that fail. It may be
+                several pools by tag, such as ``{"US": pool, "DE": pool}``: then the tag of an account says
+                which pool its proxies come from. The tag takes the place of the change, as in
+                ``("acc_1", "US")``, or is in a column of the `Fleet`, which must be opened with the same
+                ``pooled=``.
+            limit: Most accounts to process in this run, at least 1; None for all.
+            on_unknown: What to do with accounts whose outcome is unknown after an earlier run, or that a
+                killed run may have sent: ``"retry"`` sends them again with the same idempotency key,
+                ``"report"`` leaves them as they are.
+            on_failed: What to do with accounts that failed in an earlier run: ``"report"`` leaves them as
+                they are, ``"retry"`` sends them again with new idempotency keys.
+            every: A new run of all accounts starts if the journal's latest run is complete and began at least
+                this many seconds ago: 20 * 3600 for a nightly job, 0 for always. An unfinished run is resumed
+                in any case. With None, no second run starts.
+            keep: Number of runs that the journal keeps, at least 1; None for all.
+            on: Update only the accounts whose latest assignment in the journal is, or may be, one of these
+                proxies: any of ``HOST``, ``HOST:PORT``, ``USER@HOST``, and networks such as ``10.1.1.0/24``.
+                These accounts are a separate run, which is resumed if it is unfinished. The *pool* still
+                counts the other accounts of each proxy.
             accept_new_key: Whether the journal may belong to another API key. Set it once if the key was
                 replaced by a new one of the same workspace.
-            key_lifetime: Seconds for which the API knows an idempotency key. A managed proxy whose outcome is
-                unknown for longer is not requested again, but reported as unknown.
+            key_lifetime: Seconds for which the API is assumed to remember an idempotency key. If the outcome
+                of a managed proxy is unknown for longer, the proxy is not requested again, and the account is
+                reported as unknown.
 
         Raises:
-            ValueError: An argument is invalid; a change in a collection is wrong; the fleet requires a pool;
-                or no account would use the *pool* (checked for a fleet, a frame, or any collection).
-            JournalError: On entering it: the journal is in use, of another input or API key, or cannot be
-                written; or it has no account *on* these proxies, or an unfinished run of other accounts.
+            ValueError: An argument is invalid; a change in a collection is invalid; the fleet requires a
+                pool; or no account would use the *pool* (checked for a fleet, a frame, or any collection).
+            JournalError: When the rotation is entered: the journal is in use, belongs to another input or API
+                key, or cannot be written; or it has no account *on* the proxies, or an unfinished run of
+                other accounts.
         """
         # Imported here, because programs that update single accounts do not need it.
         from postpress_async.rotation._input import check_count, make_rotation
@@ -347,7 +350,7 @@ class PostPressSession:
         *,
         retry: RetryPolicy | None = None,
     ) -> AccountPatched:
-        """Make one call with keys of a rotation or of the command line."""
+        """Make one call with idempotency keys from a rotation or the command line."""
         if not self._idempotency:
             keys = FixedKey(None, keys.in_doubt)
         with self._tracker:
@@ -356,15 +359,15 @@ class PostPressSession:
             ).run()
 
     def _new_wait_group(self) -> WaitGroup:
-        """The wait group of one rotation's calls."""
+        """Return a new group for the waits of one rotation's calls."""
         return self._tracker.child()
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """
         Close the session for good. Closing it again does nothing.
 
-        Open calls have *timeout* seconds to end. Then those that still wait or retry raise their last error
-        or `SessionClosedError`, and those in flight raise `ConnectionLostError`.
+        Open calls have *timeout* seconds to end. After that, calls that wait or back off raise their last
+        error, or `SessionClosedError` if they had no attempt; calls in flight raise `ConnectionLostError`.
         """
         try:
             await self._tracker.close(timeout)

@@ -1,29 +1,30 @@
 """
 A session's events as OpenTelemetry spans and metrics: ``PostPressSession(on_event=Telemetry())``.
 
-Names follow OpenTelemetry's semantic conventions for HTTP clients. Names that these do not define begin with
-``postpress.``. This module requires the extra ``otel``, which installs only OpenTelemetry's API. The
-application chooses the SDK and its exporters.
+Names follow OpenTelemetry's semantic conventions for HTTP clients. Names that the conventions do not define
+begin with ``postpress.``. This module requires the extra ``otel``, which installs only OpenTelemetry's API;
+the application chooses the SDK and its exporters.
 
 Each call has a span, with a child span for each attempt. The call's span is a child of the current span, and
 is the current span during the call. OpenTelemetry's instrumentation of aiohttp adds a second span for each
 attempt. To avoid that, add PostPress's host to ``OTEL_PYTHON_AIOHTTP_CLIENT_EXCLUDED_URLS``, or use
 ``transport="lean"``, which that instrumentation does not see.
 
-Spans and metrics of failures have ``error.type``: a type of the API, otherwise the HTTP status or the class
-of the error, or ``given_up`` if the caller's deadline or a cancellation ended the call.
+Spans and metrics of failures have the attribute ``error.type``: a type of the API; otherwise the HTTP
+status or the class of the error; or ``given_up`` if a cancellation or the caller's own timeout ended the
+call.
 
-Metrics have no attributes with many values, such as account ids or proxies::
+No metric has an attribute with many different values, such as the account id or the proxy::
 
     http.client.request.duration    s    duration of attempts
     http.client.active_requests          requests in flight
     postpress.client.call.duration  s    duration of calls from their first attempt, including backoff
     postpress.client.call.attempts       attempts per call
     postpress.client.retry.wait     s    backoff before a retry, by the type of the error
-    postpress.client.permit.wait    s    time that a call waited for the limits of its session
+    postpress.client.permit.wait    s    time for which a call waited until its session's limits allowed it
     postpress.client.limit               concurrency limit, at its latest change
     postpress.client.rate                rate limit in requests per second, at its latest change; 0 for none
-    postpress.client.pauses              pauses because the service was down
+    postpress.client.pauses              pauses of all calls because the service was down
     postpress.client.pause.duration s    duration of pauses
     postpress.rotation.accounts          completed accounts, by state, error type and scope
     postpress.rotation.quarantines       quarantined proxies
@@ -55,9 +56,13 @@ except ModuleNotFoundError as _error:
 Attributes: TypeAlias = dict[str, str | int | bool]
 
 _SECONDS: Final = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120]
-_OWN_TYPES: Final = frozenset(
+_API_TYPES: Final = frozenset({*errors.BY_TYPE, *errors.BY_CODE})
+_CLASS_NAMES: Final = frozenset(
     name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, PostPressError)
 )
+# The types of accounts that a rotation does not send. Their constants are in `rotation`, which a service that
+# updates single accounts need not import.
+_UNSENT_TYPES: Final = frozenset({"no proxy left", "idempotency key expired"})
 
 
 @define
@@ -69,9 +74,9 @@ class _ActiveCall:
     url: str
     template: str  # the path of the URL, with a placeholder for the account id
     server: Attributes  # attributes of all spans and metrics of the call
-    outer: "_ActiveCall | None"  # the call of the same task during which this one was made
-    attempt: Span | None = None  # in flight
-    attempt_started: float = 0.0  # the loop's time
+    outer: "_ActiveCall | None"  # the call of the same task during which this call was made
+    attempt: Span | None = None  # of the attempt in flight
+    attempt_started: float = 0.0  # by the event loop's clock
 
 
 class Telemetry:
@@ -112,10 +117,12 @@ class Telemetry:
             "postpress.client.call.attempts", "{attempt}", "Attempts per call.", [0, 1, 2, 3, 4, 6, 8, 12]
         )
         self._permit_waits: Final = histogram(
-            "postpress.client.permit.wait", "s", "Time that a call waited for the limits of its session."
+            "postpress.client.permit.wait",
+            "s",
+            "Time for which a call waited until its session's limits allowed it.",
         )
-        self._waits: Final = histogram("postpress.client.retry.wait", "s", "Backoff before a retry.")
-        self._pause: Final = histogram(
+        self._backoffs: Final = histogram("postpress.client.retry.wait", "s", "Backoff before a retry.")
+        self._pause_durations: Final = histogram(
             "postpress.client.pause.duration",
             "s",
             "Duration of pauses, from the circuit breaker's opening to its closing.",
@@ -143,7 +150,7 @@ class Telemetry:
         self._active_calls: Final[dict[asyncio.Task[Any], _ActiveCall]] = {}
 
     def __call__(self, event: events.Event) -> None:
-        """Record *event*. Call this in the task of the call that the event belongs to."""
+        """Record *event*, in the task of the event's call."""
         try:
             self._record(event)
         finally:  # the application's span processors may raise
@@ -159,13 +166,13 @@ class Telemetry:
             case events.AttemptEnded():
                 self._attempt_ended(event)
             case events.RetryScheduled(_, _, wait, error):
-                self._waits.record(wait, {"error.type": _error_type(error)})
+                self._backoffs.record(wait, {"error.type": _error_type(error)})
             case events.CallEnded():
                 self._call_ended(event)
             case events.PauseBegan():
                 self._pauses.add(1)
             case events.PauseEnded(elapsed):
-                self._pause.record(elapsed)
+                self._pause_durations.record(elapsed)
             case events.LimitChanged(limit):
                 self._limit.set(limit)
             case events.RateChanged(rate):
@@ -189,7 +196,7 @@ class Telemetry:
 
     def _attempt_started(self, event: events.AttemptStarted) -> None:
         call = self._active_calls.get(_current_task())
-        if call is None:  # its span could not be started
+        if call is None:  # the span of the call could not be started
             return
         attributes: Attributes = {"url.full": call.url, "url.template": call.template, **call.server}
         if event.number > 1:
@@ -259,12 +266,9 @@ def _end_span(span: Span, attributes: Attributes, error: PostPressError | None) 
 
 
 def _error_type(error: PostPressError) -> str:
-    """A known type of the API, otherwise the HTTP status or the class: few different values."""
-    return str(error.status) if isinstance(error, ApiError) and not _is_known(error.code) else error.code
-
-
-def _is_known(type_: str) -> bool:
-    return type_ in errors.BY_TYPE or type_ in errors.BY_CODE
+    """A listed type of the API; otherwise the HTTP status, or without a response the class of the error."""
+    is_unlisted = isinstance(error, ApiError) and error.code not in _API_TYPES
+    return str(error.status) if is_unlisted else error.code
 
 
 def _account_attributes(event: events.AccountSettled) -> Attributes:
@@ -274,7 +278,8 @@ def _account_attributes(event: events.AccountSettled) -> Attributes:
     if event.applied is Applied.UNKNOWN:
         attributes["postpress.applied"] = event.applied.value
     if (error_type := event.error_type) is not None:
-        known = _is_known(error_type) or error_type in _OWN_TYPES or error_type == "no proxy left"
-        # The type of a refused row is its reason, which may contain words of the row.
-        attributes["error.type"] = error_type if known else "unlisted" if event.attempts else "refused row"
+        if error_type not in _API_TYPES | _CLASS_NAMES | _UNSENT_TYPES:
+            # The error type of a refused row is its reason, which may contain words of the row.
+            error_type = "unlisted" if event.attempts else "refused row"
+        attributes["error.type"] = error_type
     return attributes

@@ -1,4 +1,9 @@
-"""The doubles, by distance: a stub transport, aioresponses, the sandbox over a real socket."""
+"""
+Fixtures of all tests, with three replacements for the API.
+
+From the least to the most realistic: a stub of the transport (`tests.support.stubbed_call`), aioresponses
+(`api`), and the sandbox over a real socket (`sandbox`).
+"""
 
 import asyncio
 import gc
@@ -27,21 +32,22 @@ settings.load_profile("repeatable")
 if os.environ.get("POSTPRESS_TEST_LOOP") == "uvloop":
 
     def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-        """Every asynchronous test runs on uvloop: `nox -s loops`."""
+        """Run every asynchronous test on uvloop, as `nox -s loops` does."""
         return {"uvloop": importlib.import_module("uvloop").new_event_loop}
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process for each core, and one more if slow tests take part, since they wait for processes."""
+    """One worker per core. If slow tests run, one more, because they mostly wait for other processes."""
     return (os.cpu_count() or 1) + (0 if config.option.markexpr == "not slow" else 1)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """
-    Spare a fast test the cost of the hashes in journals, which is there so that a guess takes 50 ms.
+    Make the scrypt hashes in journals cheap in fast tests.
 
-    Not a slow one: other processes, whose hashes cost as much as ever, read its journals.
+    A hash takes 50 ms on purpose, so that a guess is expensive. Slow tests keep these hashes, because other
+    processes read their journals.
     """
     if item.get_closest_marker("slow"):
         return (yield)
@@ -54,12 +60,12 @@ def _cheap_scrypt(scrypt: Callable[..., bytes], *args: Any, **kwargs: Any) -> by
 
 
 def pytest_collection_finish() -> None:
-    """Spare each garbage collection of the tests the objects that collecting them has made."""
+    """Exclude the objects that pytest created so far from garbage collections, which makes them faster."""
     gc.freeze()
 
 
 class _Response(ClientResponse):
-    """aioresponses 0.7.9 knows nothing of the argument that aiohttp 3.14 requires."""
+    """A response with the argument that aiohttp 3.14 requires and aioresponses 0.7.9 does not pass."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, stream_writer=Mock(), **kwargs)
@@ -72,26 +78,26 @@ class _Api(aioresponses):
 
 @pytest.fixture(scope="module", params=["session", "lean"])
 def transport(request: pytest.FixtureRequest) -> Any:
-    """The name of a transport: what a test claims holds for both."""
+    """The name of a transport. A test with this fixture runs once for each transport."""
     return request.param
 
 
 @pytest.fixture
 def api() -> Iterator[aioresponses]:
-    """The transport's other end: returns scripted answers, in order."""
+    """A mock of the API that returns scripted responses, in order."""
     with _Api() as mocked:
         yield mocked
 
 
 @pytest.fixture
 def naps() -> list[float]:
-    """The waits of a test's calls, in seconds; none of them was slept."""
+    """The backoffs of a test's calls, in seconds. No time passes for them."""
     return []
 
 
 @pytest.fixture
 def policy(naps: list[float]) -> RetryPolicy:
-    """The default policy, but for its sleep."""
+    """The default policy with a sleep that only records its seconds in `naps`."""
 
     async def nap(seconds: float) -> None:
         naps.append(seconds)
@@ -101,19 +107,19 @@ def policy(naps: list[float]) -> RetryPolicy:
 
 @pytest.fixture
 async def session(policy: RetryPolicy) -> AsyncIterator[PostPressSession]:
-    # Its pace learns nothing: a pause of seconds would pass in real time.
-    async with PostPressSession(KEY, retry=policy, pace=Pace(adaptive=False)) as made:
-        yield made
+    # Not adaptive, because a pause of the circuit breaker would pass in real time.
+    async with PostPressSession(KEY, retry=policy, pace=Pace(adaptive=False)) as session:
+        yield session
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, and the current one during the test."""
+    """An empty folder, which is the working directory during the test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 async def sandbox() -> AsyncIterator[Sandbox]:
-    async with Sandbox() as made:
-        yield made
+    async with Sandbox() as sandbox:
+        yield sandbox

@@ -1,4 +1,4 @@
-"""Plain data becomes a model or an error that says what to write, and models become plain data."""
+"""The cattrs converter turns plain data into models, or errors with advice, and models into plain data."""
 
 import json
 import subprocess
@@ -29,8 +29,7 @@ from postpress_async.rotation._outcome import count_outcome, failed_outcome, pat
 from tests.support.wire import encoded
 
 US = ManagedProxy(country="US")
-PLAIN = CustomProxy(host="h", port=1)
-OWN = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="hunter2")
+CUSTOM = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="hunter2")
 
 CHANGE: Any = ProxyChange  # mypy has no type for a union as a value
 
@@ -38,7 +37,7 @@ revealing = converter.copy()
 revealing.register_unstructure_hook(Secret, Secret.reveal)
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20)
-CUSTOM = st.builds(
+CUSTOM_PROXIES = st.builds(
     CustomProxy,
     host=st.sampled_from(["h", "proxy.example.com", "203.0.113.1", "2001:db8::1"]),
     port=st.integers(1, 65535),
@@ -48,11 +47,11 @@ CUSTOM = st.builds(
 )
 ADDRESS = st.ip_addresses(v=4).map(str)
 COUNTRY = st.sampled_from(["US", "DE", "XK"])
-MANAGED = st.one_of(
+MANAGED_PROXIES = st.one_of(
     st.builds(ManagedProxy, country=COUNTRY, ip=st.none() | ADDRESS), st.builds(ManagedProxy, ip=ADDRESS)
 )
 SECONDS = st.floats(0, 1e10)
-ATTEMPT = st.builds(
+ATTEMPTS = st.builds(
     Attempt,
     number=st.integers(1),
     began=SECONDS,
@@ -61,8 +60,8 @@ ATTEMPT = st.builds(
     status=st.none() | st.integers(100, 599),
     wait=SECONDS,
 )
-PATCHED = st.builds(AccountPatched, account_id=TEXT, attempts=st.lists(ATTEMPT, max_size=3).map(tuple))
-OUTCOME = st.builds(
+RESULTS = st.builds(AccountPatched, account_id=TEXT, attempts=st.lists(ATTEMPTS, max_size=3).map(tuple))
+OUTCOMES = st.builds(
     Outcome,
     ordinal=st.integers(0),
     line=st.none() | st.integers(1),
@@ -92,18 +91,18 @@ def error_of(make: Callable[[], object]) -> FieldError | None:
     return None
 
 
-# --- There and back -------------------------------------------------------------------------------
+# --- Round trips ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        pytest.param(CustomProxy, CUSTOM, id="CustomProxy"),
-        pytest.param(ManagedProxy, MANAGED, id="ManagedProxy"),
-        pytest.param(ProxyChange, CUSTOM | MANAGED, id="ProxyChange"),
-        pytest.param(Attempt, ATTEMPT, id="Attempt"),
-        pytest.param(AccountPatched, PATCHED, id="AccountPatched"),
-        pytest.param(Outcome, OUTCOME, id="Outcome"),
+        pytest.param(CustomProxy, CUSTOM_PROXIES, id="CustomProxy"),
+        pytest.param(ManagedProxy, MANAGED_PROXIES, id="ManagedProxy"),
+        pytest.param(ProxyChange, CUSTOM_PROXIES | MANAGED_PROXIES, id="ProxyChange"),
+        pytest.param(Attempt, ATTEMPTS, id="Attempt"),
+        pytest.param(AccountPatched, RESULTS, id="AccountPatched"),
+        pytest.param(Outcome, OUTCOMES, id="Outcome"),
         pytest.param(ProxyProtocol, st.sampled_from(ProxyProtocol), id="ProxyProtocol"),
         pytest.param(Secret, TEXT.filter(lambda text: text != "***").map(Secret), id="Secret"),
     ],
@@ -112,10 +111,11 @@ def error_of(make: Callable[[], object]) -> FieldError | None:
 def test_model_survives_a_round_trip_through_json(kind: Any, values: Any, data: st.DataObject) -> None:
     value = data.draw(values)
 
-    again = through_json(value, kind)
+    restored = through_json(value, kind)
 
-    assert again == value
-    assert getattr(again, "attempts", None) == getattr(value, "attempts", None)  # `==` ignores them
+    assert restored == value
+    # `AccountPatched` ignores its attempts in `==`.
+    assert getattr(restored, "attempts", None) == getattr(value, "attempts", None)
 
 
 def test_subclass_with_more_fields_survives_a_round_trip() -> None:
@@ -131,13 +131,13 @@ def test_subclass_with_more_fields_survives_a_round_trip() -> None:
 
 @frozen
 class Job:
-    """A class of a service, whose change is optional."""
+    """A class of an application, with an optional change."""
 
     account_id: str
     change: ProxyChange | None = None
 
 
-@pytest.mark.parametrize("change", [US, OWN, None])
+@pytest.mark.parametrize("change", [US, CUSTOM, None])
 def test_optional_change_survives_a_round_trip(change: ProxyChange | None) -> None:
     job = Job("acc_1", change)
     plain = None if change is None else revealing.unstructure(change, CHANGE)
@@ -146,9 +146,9 @@ def test_optional_change_survives_a_round_trip(change: ProxyChange | None) -> No
     assert through_json(job, Job) == job
 
 
-def test_change_is_written_as_the_reference_shows_it() -> None:
+def test_change_is_unstructured_as_in_the_reference() -> None:
     assert converter.unstructure(US, ProxyChange) == {"country": "US"}
-    assert revealing.unstructure(OWN, ProxyChange) == {
+    assert revealing.unstructure(CUSTOM, ProxyChange) == {
         "proxy": {
             "host": "proxy.example.com",
             "port": 8080,
@@ -163,22 +163,22 @@ def test_change_is_written_as_the_reference_shows_it() -> None:
 
 
 def test_secrets_are_masked_unless_a_copy_reveals_them() -> None:
-    assert converter.unstructure(OWN)["password"] == "***"
-    assert converter.unstructure({"key": Secret("hunter2"), "proxies": [OWN]}) == {
+    assert converter.unstructure(CUSTOM)["password"] == "***"
+    assert converter.unstructure({"key": Secret("hunter2"), "proxies": [CUSTOM]}) == {
         "key": "***",
-        "proxies": [{**converter.unstructure(OWN), "password": "***"}],
+        "proxies": [{**converter.unstructure(CUSTOM), "password": "***"}],
     }
-    assert revealing.unstructure(OWN)["password"] == "hunter2"
+    assert revealing.unstructure(CUSTOM)["password"] == "hunter2"
 
 
 @pytest.mark.parametrize("kind", [CustomProxy, ProxyChange])
-def test_masked_password_is_refused(kind: Any) -> None:
-    """It would be sent as the password, and the proxy would reject it."""
+def test_masked_password_is_rejected(kind: Any) -> None:
+    """Otherwise ``***`` would be sent as the password, and the proxy would reject it."""
     with pytest.raises(FieldError, match="password masked"):
-        converter.structure(converter.unstructure(OWN, kind), kind)
+        converter.structure(converter.unstructure(CUSTOM, kind), kind)
 
 
-# --- Refusals ---------------------------------------------------------------------------------------
+# --- Invalid data -----------------------------------------------------------------------------------
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
@@ -195,19 +195,19 @@ JSON = st.recursive(
     ],
 )
 @given(data=st.data())
-def test_values_are_refused_exactly_as_by_the_constructor(
+def test_values_are_checked_exactly_as_by_the_constructor(
     kind: Any, valid: dict[str, Any], data: st.DataObject
 ) -> None:
-    """No value is converted on the way, such as the text "8080" to a number."""
+    """cattrs must not convert a value first, such as the text "8080" to a number."""
     names = st.sampled_from([field.name for field in attrs.fields(kind)])
     values = JSON | st.sampled_from(["8080", "http", "SOCKS5", "us", "1.2.3.4", 8080.0, True])
     fields = {**valid, **data.draw(st.dictionaries(names, values, min_size=1, max_size=2))}
 
-    by_hand = error_of(lambda: kind(**fields))
-    structured = error_of(lambda: converter.structure(fields, kind))
+    constructor_error = error_of(lambda: kind(**fields))
+    structure_error = error_of(lambda: converter.structure(fields, kind))
 
-    assert str(structured) == str(by_hand)
-    if by_hand is None:
+    assert str(structure_error) == str(constructor_error)
+    if constructor_error is None:
         assert converter.structure(fields, kind) == kind(**fields)
 
 
@@ -227,7 +227,7 @@ def test_values_are_refused_exactly_as_by_the_constructor(
         (AccountPatched, {}, "account_id missing: AccountPatched requires account_id"),
     ],
 )
-def test_wrong_keys_are_named_in_one_sentence(kind: Any, data: Any, message: str) -> None:
+def test_missing_or_unknown_keys_are_named(kind: Any, data: Any, message: str) -> None:
     with pytest.raises(FieldError) as caught:
         converter.structure(data, kind)
 
@@ -236,11 +236,11 @@ def test_wrong_keys_are_named_in_one_sentence(kind: Any, data: Any, message: str
 
 # --- Errors, outcomes and events --------------------------------------------------------------------
 
-FAILED = ApiError.of(502, Problem("errors/proxy_error", "Bad gateway", "It does not work.", "req_1"), 2.0)
-FAILED.account_id = "acc_1"
-FAILED.attempts = (Attempt(1, 1.0, 0.5, "errors/proxy_error", 502),)
-PLAIN_ERROR = {
-    "message": str(FAILED),
+ERROR = ApiError.of(502, Problem("errors/proxy_error", "Bad gateway", "It does not work.", "req_1"), 2.0)
+ERROR.account_id = "acc_1"
+ERROR.attempts = (Attempt(1, 1.0, 0.5, "errors/proxy_error", 502),)
+ERROR_AS_PLAIN_DATA = {
+    "message": str(ERROR),
     "code": "errors/proxy_error",
     "scope": "proxy",
     "retryable": True,
@@ -259,28 +259,26 @@ PLAIN_ERROR = {
 
 
 def test_error_is_unstructured_with_all_its_attributes() -> None:
-    plain = json.loads(json.dumps(converter.unstructure(FAILED)))
-
-    assert plain == PLAIN_ERROR
+    assert json.loads(json.dumps(converter.unstructure(ERROR))) == ERROR_AS_PLAIN_DATA
 
 
-def test_error_without_a_response_has_no_envelope() -> None:
-    plain = converter.unstructure(errors.ConnectError("refused"))
+def test_error_without_a_response_is_unstructured_without_an_envelope() -> None:
+    data = converter.unstructure(errors.ConnectError("refused"))
 
-    assert plain["code"] == "ConnectError"
-    assert plain["status"] is None
-    assert "title" not in plain
+    assert data["code"] == "ConnectError"
+    assert data["status"] is None
+    assert "title" not in data
 
 
 def test_outcomes_and_events_are_unstructured_with_their_errors() -> None:
-    outcome = failed_outcome(0, None, "acc_1", FAILED, 0.5)
-    event = events.AttemptEnded("acc_1", 1, 0.5, 502, FAILED)
+    outcome = failed_outcome(0, None, "acc_1", ERROR, 0.5)
+    event = events.AttemptEnded("acc_1", 1, 0.5, 502, ERROR)
 
-    assert json.loads(json.dumps(converter.unstructure(outcome)))["error"] == PLAIN_ERROR
-    assert json.loads(json.dumps(converter.unstructure(event)))["error"] == PLAIN_ERROR
+    assert json.loads(json.dumps(converter.unstructure(outcome)))["error"] == ERROR_AS_PLAIN_DATA
+    assert json.loads(json.dumps(converter.unstructure(event)))["error"] == ERROR_AS_PLAIN_DATA
 
 
-def test_results_and_summary_are_unstructured_whole() -> None:
+def test_results_and_summaries_are_unstructured() -> None:
     outcome = patched_outcome(0, None, "acc_1", 1, 0.5)
     summary = RotationSummary()
     count_outcome(summary, outcome)
@@ -289,7 +287,7 @@ def test_results_and_summary_are_unstructured_whole() -> None:
     assert json.loads(json.dumps(converter.unstructure(summary)))["states"] == {"patched": 1}
 
 
-# --- The global converter, and ours -------------------------------------------------------------------
+# --- Other converters --------------------------------------------------------------------------------
 
 
 def test_global_cattrs_converter_structures_a_proxy_with_a_password() -> None:
@@ -301,14 +299,13 @@ def test_global_cattrs_converter_structures_a_proxy_with_a_password() -> None:
         "password": "hunter2",
     }
 
-    assert cattrs.structure(data, CustomProxy) == OWN
-    assert cattrs.structure(data, CHANGE) == OWN
-    assert "hunter2" not in str(cattrs.unstructure(OWN))
+    assert cattrs.structure(data, CustomProxy) == CUSTOM
+    assert cattrs.structure(data, CHANGE) == CUSTOM
+    assert "hunter2" not in str(cattrs.unstructure(CUSTOM))
 
 
 @pytest.mark.slow
-def test_hooks_of_a_user_do_not_change_requests() -> None:
-    """The public converter is an object that anyone may register hooks on."""
+def test_hooks_on_the_public_converter_do_not_change_requests() -> None:
     program = (
         "from postpress_async import CustomProxy, Secret, converter;"
         "from tests.support.wire import encoded;"

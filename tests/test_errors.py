@@ -1,4 +1,4 @@
-"""The errors: all types of the reference, and the attributes of each."""
+"""The errors of all types in the API's reference, and how other responses are classified."""
 
 import copy
 import pickle
@@ -14,21 +14,22 @@ from postpress_async.models import Attempt
 from tests.support import DATA
 from tests.support.wire import make_request
 
-PAGE = (DATA / "update-account-proxy.txt").read_text("utf-8")
+REFERENCE = (DATA / "update-account-proxy.txt").read_text("utf-8")
+"""The API's reference of the endpoint, as text."""
 
 
-def listed() -> list[tuple[str, int]]:
-    """Every type of the page with the status of its heading."""
-    found, status = [], 0
-    for line in PAGE.splitlines():
+def types_in_reference() -> list[tuple[str, int]]:
+    """Every type in the reference, with the status under which it is listed."""
+    types, status = [], 0
+    for line in REFERENCE.splitlines():
         if heading := re.match(r"(\d{3}) [A-Z]", line):
             status = int(heading[1])
         if entry := re.search(r"(errors/\w+) - ", line):
-            found.append((entry[1], status))
-    return found
+            types.append((entry[1], status))
+    return types
 
 
-# A copy of the classes' scopes, on purpose: a changed scope has to be changed here as well.
+# The expected scopes are repeated here, so that a scope cannot be changed by accident.
 SCOPES = {
     "errors/missing_credentials": Scope.KEY,
     "errors/insufficient_privileges": Scope.KEY,
@@ -48,30 +49,29 @@ RETRIED = {
 MAY_BE_APPLIED = {"errors/unexpected_error", "errors/authentication_intent_error", "errors/request_timeout"}
 
 
-def answered(status: int, type_: str) -> errors.ApiError:
-    """The error that such an answer becomes."""
-    return refusal(
+def error_of_type(status: int, type_: str) -> errors.ApiError:
+    """The error of a response with the API's envelope."""
+    return error_of_body(
         status, f'{{"type": "{type_}", "title": "A title", "status": {status}, "instance": "req_1"}}'
     )
 
 
-def refusal(status: int, body: str) -> errors.ApiError:
-    """The error that an answer with this body becomes."""
+def error_of_body(status: int, body: str) -> errors.ApiError:
+    """The error of a response with any body."""
     with pytest.raises(errors.ApiError) as caught:
         decode_response(Response(status, body.encode()), make_request())
     return caught.value
 
 
-def test_the_page_lists_34_types() -> None:
-    """A copy of the page that lost a line would make the tests below prove less."""
-    assert len(listed()) == len(dict(listed())) == 34
-    assert set(errors.BY_TYPE) == set(dict(listed()))
+def test_reference_lists_34_types_and_each_has_a_class() -> None:
+    assert len(types_in_reference()) == len(dict(types_in_reference())) == 34
+    assert set(errors.BY_TYPE) == set(dict(types_in_reference()))
 
 
-@pytest.mark.parametrize(("type_", "status"), listed())
-def test_each_type_arrives_as_its_class(type_: str, status: int) -> None:
-    """Scope, retryability and what was applied hang on the class, and a job acts on them."""
-    error = answered(status, type_)
+@pytest.mark.parametrize(("type_", "status"), types_in_reference())
+def test_response_with_a_listed_type_becomes_an_error_of_its_class(type_: str, status: int) -> None:
+    """The class decides the scope, whether a retry makes sense, and what may have been applied."""
+    error = error_of_type(status, type_)
     scope = SCOPES.get(type_, SCOPE_OF_STATUS.get(status, Scope.SERVICE))
 
     assert type(error) is errors.BY_TYPE[type_]
@@ -84,8 +84,7 @@ def test_each_type_arrives_as_its_class(type_: str, status: int) -> None:
 
 
 @pytest.mark.parametrize(("type_", "error"), errors.BY_TYPE.items())
-def test_an_error_is_named_after_its_type(type_: str, error: type) -> None:
-    """From a type in a log to the class in the source, with no look-up."""
+def test_error_class_is_named_after_its_type(type_: str, error: type) -> None:
     words = type_.removeprefix("errors/").removesuffix("_error").split("_")
 
     assert error.__name__ == "".join(map(str.title, words)) + "Error"
@@ -103,25 +102,31 @@ def test_an_error_is_named_after_its_type(type_: str, error: type) -> None:
         pytest.param(429, "errors/too_many_requests", "TooManyRequestsError", True, "no", id="429"),
         pytest.param(408, "errors/timeout", "ApiError", True, "unknown", id="408"),
         pytest.param(418, "errors/teapot", "ApiError", False, "unknown", id="unlisted status"),
-        pytest.param(503, "errors/proxy_error", "UnavailableError", True, "unknown", id="both say retry"),
         pytest.param(
-            500, "errors/proxy_error", "InternalServerError", False, "unknown", id="the status says no"
+            503, "errors/proxy_error", "UnavailableError", True, "unknown", id="status and type retryable"
         ),
         pytest.param(
-            502, "errors/invalid_parameters", "BadGatewayError", False, "unknown", id="the type says no"
+            500, "errors/proxy_error", "InternalServerError", False, "unknown", id="only type retryable"
         ),
-        pytest.param(400, "errors/service_unavailable", "BadRequestError", False, "no", id="a 400 after all"),
         pytest.param(
-            404, "errors/key_missing", "NotFoundError", False, "no", id="the quickstart's elsewhere"
+            502, "errors/invalid_parameters", "BadGatewayError", False, "unknown", id="only status retryable"
         ),
-        pytest.param(401, "errors/key_missing", "KeyMissingError", False, "no", id="the quickstart's own"),
+        pytest.param(
+            400, "errors/service_unavailable", "BadRequestError", False, "no", id="400 with a type of 503"
+        ),
+        pytest.param(
+            404, "errors/key_missing", "NotFoundError", False, "no", id="404 with a type of the quickstart"
+        ),
+        pytest.param(
+            401, "errors/key_missing", "KeyMissingError", False, "no", id="401 with a type of the quickstart"
+        ),
     ],
 )
-def test_the_status_decides_where_the_type_does_not_fit(
+def test_status_decides_the_class_if_the_type_is_unlisted_or_belongs_to_another_status(
     status: int, type_: str, kind: str, retried: bool, applied: str
 ) -> None:
-    """New types appear without notice; a client that raises on them, or believes them, breaks."""
-    error = answered(status, type_)
+    """The API may add types without notice."""
+    error = error_of_type(status, type_)
 
     assert type(error).__name__ == kind
     assert error.type == type_
@@ -130,33 +135,31 @@ def test_the_status_decides_where_the_type_does_not_fit(
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 502, 503, 504])
-def test_an_answer_without_an_envelope_is_its_status_s_class(status: int) -> None:
-    """A gateway's HTML page in front of the API: 502, 503, 504 and 429 pass, a 500 may have been applied."""
-    with pytest.raises(errors.ApiError) as caught:
-        decode_response(Response(status, b"<html>no</html>"), make_request())
+def test_response_without_an_envelope_becomes_an_error_of_its_status(status: int) -> None:
+    """A gateway in front of the API may respond with an HTML page."""
+    error = error_of_body(status, "<html>no</html>")
 
-    assert type(caught.value) is errors.BY_STATUS[status]
-    assert caught.value.retryable is (status in {429, 502, 503, 504})
-    assert caught.value.applied is (Applied.NO if status in {401, 429} else Applied.UNKNOWN)
+    assert type(error) is errors.BY_STATUS[status]
+    assert error.retryable is (status in {429, 502, 503, 504})
+    assert error.applied is (Applied.NO if status in {401, 429} else Applied.UNKNOWN)
 
 
 @pytest.mark.parametrize(
     "body", ["", '{"type": "errors/brand_new", "title": "A title"}'], ids=["bare", "unlisted type"]
 )
 @pytest.mark.parametrize("status", [403, 405, 407, 409, 411, 413, 414, 415, 417, 422, 431])
-def test_a_refusal_that_the_page_does_not_list_applied_nothing(status: int, body: str) -> None:
-    """Recorded as unknown, the account would be sent again every night."""
-    error = refusal(status, body)
+def test_client_error_that_the_reference_does_not_list_applied_nothing(status: int, body: str) -> None:
+    """If the outcome were unknown, every nightly run would send the account again."""
+    error = error_of_body(status, body)
 
     assert type(error) is errors.ApiError
     assert error.applied is Applied.NO
     assert not error.retryable
 
 
-def test_a_conflict_with_a_type_that_may_have_been_applied_is_unknown() -> None:
-    """A 409 alone does not say what the conflict is with; its type may."""
-    assert answered(409, "errors/unexpected_error").applied is Applied.UNKNOWN
-    assert answered(409, "errors/invalid_request").applied is Applied.NO
+def test_type_decides_whether_a_409_may_have_been_applied() -> None:
+    assert error_of_type(409, "errors/unexpected_error").applied is Applied.UNKNOWN
+    assert error_of_type(409, "errors/invalid_request").applied is Applied.NO
 
 
 @pytest.mark.parametrize(
@@ -164,25 +167,24 @@ def test_a_conflict_with_a_type_that_may_have_been_applied_is_unknown() -> None:
     [
         pytest.param("", Scope.SERVICE, id="bare"),
         pytest.param("errors/brand_new", Scope.SERVICE, id="unlisted type"),
-        pytest.param("errors/invalid_credentials", Scope.SERVICE, id="an account's type"),
-        pytest.param("errors/insufficient_privileges", Scope.KEY, id="a key's type"),
+        pytest.param("errors/invalid_credentials", Scope.SERVICE, id="type with the scope ACCOUNT"),
+        pytest.param("errors/insufficient_privileges", Scope.KEY, id="type with the scope KEY"),
     ],
 )
-def test_a_403_is_the_key_only_if_its_type_says_so(type_: str, scope: Scope) -> None:
-    """A gateway refuses with 403 too, and a rotation stops at once at an error of scope KEY."""
-    assert answered(403, type_).scope is scope
+def test_403_has_the_scope_key_only_if_its_type_has_it(type_: str, scope: Scope) -> None:
+    """A gateway may send a 403 too, and an error of scope KEY halts a rotation."""
+    assert error_of_type(403, type_).scope is scope
 
 
 @pytest.mark.parametrize("status", [405, 409, 413, 415, 422])
-def test_an_unlisted_refusal_is_about_the_request(status: int) -> None:
-    """Another account, proxy or key would get the same answer to such a request."""
-    assert refusal(status, "").scope is Scope.REQUEST
+def test_unlisted_client_error_has_the_scope_request(status: int) -> None:
+    """Another account, proxy or key would get the same response."""
+    assert error_of_body(status, "").scope is Scope.REQUEST
 
 
 @pytest.mark.parametrize("type_", ["proxy_error", "https://errors.example.com/v2/errors/proxy_error"])
-def test_a_type_is_known_by_its_last_path_segment(type_: str) -> None:
-    """A pool replaces the proxy only if the error is known to be of scope PROXY."""
-    error = answered(502, type_)
+def test_type_is_recognized_by_its_last_path_segment(type_: str) -> None:
+    error = error_of_type(502, type_)
 
     assert type(error) is errors.ProxyError
     assert error.scope is Scope.PROXY
@@ -192,49 +194,48 @@ def test_a_type_is_known_by_its_last_path_segment(type_: str) -> None:
 @pytest.mark.parametrize(
     "type_", ["proxy_error", "errors/proxy_error", "https://errors.example.com/proxy_error"]
 )
-def test_each_spelling_of_a_type_has_the_same_code(type_: str) -> None:
-    """Journals, reports and metrics count by the code; the error keeps what came."""
-    error = answered(502, type_)
+def test_code_is_the_same_for_all_spellings_of_a_type(type_: str) -> None:
+    """Journals, reports and metrics count errors by their code."""
+    error = error_of_type(502, type_)
 
     assert error.code == "errors/proxy_error"
     assert error.type == type_
     assert str(error).startswith("errors/proxy_error (HTTP 502): A title.")
 
 
-def test_a_type_that_nobody_lists_keeps_its_spelling_in_the_code() -> None:
-    """The type may come from a gateway in front of the API."""
-    assert answered(502, "https://gateway.example.com/problems/down").code == (
-        "https://gateway.example.com/problems/down"
-    )
+def test_code_of_an_unlisted_type_is_the_type_as_received() -> None:
+    type_ = "https://gateway.example.com/problems/down"
+
+    assert error_of_type(502, type_).code == type_
 
 
 def every_error() -> list[errors.PostPressError]:
-    made: list[errors.PostPressError] = [
+    """Errors of all types and of several other classes, with the facts that a call adds."""
+    every: list[errors.PostPressError] = [
         kind(kind.status or 418, errors.Problem(type_, "A title", "A detail", "req_9"), 3.0)
         for type_, kind in {**errors.BY_TYPE, **errors.BY_CODE}.items()
     ]
-    made += [kind("a fact") for kind in errors.TransportError.__subclasses__()]
-    made += [errors.AnswerError("a fact", 200), errors.DeadlineError("a fact")]
-    made += [errors.ConfigurationError("a fact"), errors.SessionClosedError("a fact")]
-    made += [errors.FleetError("a fact"), errors.JournalError("a fact")]
-    for error in made:
+    every += [kind("a fact") for kind in errors.TransportError.__subclasses__()]
+    every += [errors.AnswerError("a fact", 200), errors.DeadlineError("a fact")]
+    every += [errors.ConfigurationError("a fact"), errors.SessionClosedError("a fact")]
+    every += [errors.FleetError("a fact"), errors.JournalError("a fact")]
+    for error in every:
         error.account_id = "acc_1"
         error.attempts = (Attempt(1, 1.0, 0.25, "errors/proxy_error", 502, 1.0), Attempt(2, 2.0, 0.25))
-    return made
+    return every
 
 
 @pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
-def test_an_error_survives_pickling_and_copying(error: errors.PostPressError) -> None:
-    """A process pool hangs on an exception that does not unpickle."""
-    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
-        assert type(twin) is type(error)
-        assert str(twin) == str(error)
-        assert vars(twin) == vars(error)
+def test_pickled_and_copied_errors_are_complete(error: errors.PostPressError) -> None:
+    """A process pool hangs if an exception cannot be unpickled."""
+    for duplicate in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(duplicate) is type(error)
+        assert str(duplicate) == str(error)
+        assert vars(duplicate) == vars(error)
 
 
-def test_an_error_says_what_an_operator_needs_at_three_in_the_morning() -> None:
-    """The account, the type, how often it was tried, and the id to quote to support."""
-    error = answered(502, "errors/proxy_error")
+def test_message_has_the_account_the_type_the_instance_and_the_attempts() -> None:
+    error = error_of_type(502, "errors/proxy_error")
     error.account_id = "acc_1"
     error.attempts = (Attempt(1, 0.0, 0.5, wait=1.0), Attempt(2, 1.5, 0.5))
 
@@ -243,8 +244,7 @@ def test_an_error_says_what_an_operator_needs_at_three_in_the_morning() -> None:
     )
 
 
-def test_error_messages_are_sentences() -> None:
-    """A fact that ended without a full stop ran into the number of attempts."""
+def test_message_of_several_facts_consists_of_sentences() -> None:
     error = errors.ConnectError("no connection to localhost: Connection refused")
     error.account_id = "acc_1"
     error.attempts = (Attempt(1, 0.0, 0.5, wait=1.5), Attempt(2, 2.0, 0.5))
@@ -256,8 +256,8 @@ def test_error_messages_are_sentences() -> None:
     )
 
 
-def test_a_single_fact_is_left_as_it_is() -> None:
-    """A program puts it into a sentence of its own."""
+def test_message_of_a_single_fact_gets_no_full_stop() -> None:
+    """So a program can make it a part of another sentence."""
     assert str(errors.DeadlineError("its deadline of 8 s passed")) == "its deadline of 8 s passed"
 
 
@@ -270,9 +270,9 @@ def test_a_single_fact_is_left_as_it_is() -> None:
         ("errors/missing_credentials", "Check the API key."),
     ],
 )
-def test_a_401_says_that_it_may_be_the_api_key(type_: str, advice: str) -> None:
-    assert f"{type_} (HTTP 401): A title. {advice} Quote" in str(answered(401, type_))
+def test_message_of_a_401_advises_to_check_the_api_key(type_: str, advice: str) -> None:
+    assert f"{type_} (HTTP 401): A title. {advice} Quote" in str(error_of_type(401, type_))
 
 
-def test_a_proxy_that_refuses_its_password_says_nothing_about_the_api_key() -> None:
-    assert "API key" not in str(answered(401, "errors/invalid_proxy_credentials"))
+def test_message_about_proxy_credentials_does_not_mention_the_api_key() -> None:
+    assert "API key" not in str(error_of_type(401, "errors/invalid_proxy_credentials"))

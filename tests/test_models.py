@@ -26,7 +26,7 @@ from postpress_async.models import (
 from postpress_async.secret import Secret
 
 FULL = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="hunter2")
-LONGEST = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61])  # 253 characters
+LONGEST_HOST = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61])  # 253 characters
 IPV6 = ["::", "::1", "2001:db8::1", "2001:DB8:0:0:0:0:0:1", "::ffff:203.0.113.42", "fe80::1"]
 
 
@@ -93,8 +93,8 @@ def all_text(error: BaseException) -> str:
         pytest.param("1.2.3.4.example", id="name with an address as prefix"),
         pytest.param("3com", id="first character a digit"),
         pytest.param("a" * 63 + ".example.com", id="label of 63 characters"),
-        pytest.param(LONGEST, id="253 characters"),
-        pytest.param(LONGEST + ".", id="253 characters and the dot of the root"),
+        pytest.param(LONGEST_HOST, id="253 characters"),
+        pytest.param(LONGEST_HOST + ".", id="253 characters and the dot of the root"),
         pytest.param("203.0.113.42", id="IPv4"),
         pytest.param("0.0.0.0", id="lowest IPv4"),
         pytest.param("255.255.255.255", id="highest IPv4"),
@@ -136,7 +136,7 @@ def test_a_valid_host_is_kept_unchanged(host: str) -> None:
         pytest.param("рroxy.example.com", "host not a host name", id="Cyrillic letter that looks Latin"),
         pytest.param("proxy。example。com", "host not a host name", id="ideographic full stop"),
         pytest.param("\ud800.example.com", "host not a host name", id="lone surrogate"),
-        pytest.param(LONGEST + "d", "host not a host name", id="254 characters"),
+        pytest.param(LONGEST_HOST + "d", "host not a host name", id="254 characters"),
         pytest.param("a" * 64 + ".example.com", "host not a host name", id="label of 64 characters"),
         pytest.param("proxy..example.com", "host not a host name", id="empty label within"),
         pytest.param(".example.com", "host not a host name", id="empty first label"),
@@ -190,7 +190,6 @@ def test_an_accepted_host_has_only_safe_characters(host: str) -> None:
 
 @pytest.mark.parametrize("port", [1, 80, 8080, 65535])
 def test_a_port_from_1_to_65535_is_accepted(port: int) -> None:
-    """Both ends are included."""
     assert CustomProxy(host="h", port=port).port == port
 
 
@@ -198,7 +197,7 @@ def test_a_port_from_1_to_65535_is_accepted(port: int) -> None:
     "port", [0, -1, 65536, -(10**30), 10**30, 10**5000], ids="0 -1 65536 low high huge".split()
 )
 def test_a_port_out_of_range_is_rejected(port: int) -> None:
-    """This includes a number with more digits than Python converts to text."""
+    """10**5000 has more digits than Python converts to text, but must not raise another exception."""
     error = error_of(lambda: CustomProxy(host="h", port=port))
 
     assert (error.field, error.reason) == ("port", "port out of range")
@@ -233,10 +232,9 @@ def test_a_port_that_is_not_exactly_an_int_is_rejected(port: Any) -> None:
 
 @pytest.mark.parametrize("protocol", ["https", "http", "socks5", *ProxyProtocol])
 def test_a_protocol_may_be_a_string_or_a_member(protocol: str) -> None:
-    """A string is converted to the enumeration's member."""
-    made = CustomProxy(host="h", port=1, protocol=protocol)
+    proxy = CustomProxy(host="h", port=1, protocol=protocol)
 
-    assert made.protocol is ProxyProtocol(protocol)
+    assert proxy.protocol is ProxyProtocol(protocol)
 
 
 @pytest.mark.parametrize(
@@ -273,10 +271,10 @@ def with_credential(field: str, value: Any) -> CustomProxy:
 )
 def test_a_credential_may_have_any_printable_text(field: str, text: str) -> None:
     """Proxy providers put settings into user names, and any character into passwords."""
-    made = with_credential(field, text)
+    proxy = with_credential(field, text)
 
-    kept = getattr(made, field)
-    assert (kept.reveal() if isinstance(kept, Secret) else kept) == text
+    credential = getattr(proxy, field)
+    assert (credential.reveal() if isinstance(credential, Secret) else credential) == text
 
 
 @pytest.mark.parametrize("field", ["username", "password"])
@@ -329,7 +327,7 @@ def test_a_password_may_be_a_secret() -> None:
 
 
 def test_a_proxy_does_not_show_its_password() -> None:
-    """Values are printed in logs, test reports and debuggers, where the other fields are useful."""
+    """Values are printed in logs, test reports and debuggers."""
     for text in (repr(FULL), str(FULL), f"{FULL}", repr([FULL])):
         assert "hunter2" not in text
         assert "proxy.example.com" in text
@@ -346,7 +344,7 @@ def is_accepted(country: str) -> bool:
 
 
 def test_249_assigned_codes_and_xk_are_accepted() -> None:
-    """Nobody could request a country whose code is missing from the table."""
+    """If the table lacked a code, nobody could request a proxy in that country."""
     pairs = {first + second for first, second in product(string.ascii_uppercase, repeat=2)}
 
     known = {pair for pair in pairs if is_accepted(pair)}
@@ -375,7 +373,6 @@ def test_a_country_is_stored_in_upper_case(country: str) -> None:
 
 @pytest.mark.parametrize(("written", "correct"), [("uk", "GB"), ("UK", "GB"), ("el", "GR")])
 def test_the_error_names_the_right_code_for_a_common_mistake(written: str, correct: str) -> None:
-    """UK and EL are the codes that people get wrong most often."""
     error = error_of(lambda: ManagedProxy(country=written))
 
     assert error.reason == "country not assigned"
@@ -406,7 +403,7 @@ def test_the_error_names_the_right_code_for_a_common_mistake(written: str, corre
     ],
 )
 def test_a_country_that_is_not_two_letters_is_rejected(country: Any) -> None:
-    """The check comes before upper-casing, which turns some single characters into two letters."""
+    """The length is checked before upper-casing, which turns some single characters into two letters."""
     error = error_of(lambda: ManagedProxy(country=country))
 
     assert (error.field, error.reason) == ("country", "country is two letters")
@@ -459,7 +456,7 @@ def test_a_managed_proxy_may_have_country_and_ip() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"country": None}, {"ip": None}, {"country": None, "ip": None}])
 def test_a_managed_proxy_requires_country_or_ip(fields: dict[str, None]) -> None:
-    """The API reference does not say what an empty body means."""
+    """The API reference does not say what an empty request body means."""
     error = error_of(lambda: ManagedProxy(**fields))
 
     assert error.field is None
@@ -468,7 +465,7 @@ def test_a_managed_proxy_requires_country_or_ip(fields: dict[str, None]) -> None
 
 @pytest.mark.parametrize("kind", [CustomProxy, ManagedProxy])
 def test_a_custom_and_a_managed_proxy_cannot_be_mixed(kind: type) -> None:
-    """Neither type has the other's fields, so no check is needed."""
+    """Neither class has the other's fields."""
     with pytest.raises(TypeError, match="unexpected keyword"):
         kind(host="h", port=1, country="US")
 
@@ -573,35 +570,36 @@ def test_from_url_restores_escaped_credentials(username: str, password: str, hos
 # --- No error shows a password -------------------------------------------------------------------
 
 BUILDERS: dict[str, Callable[[Any], object]] = {
-    "host": lambda word: CustomProxy(host=word, port=1),
-    "host, with a port": lambda word: CustomProxy(host=f"u:{word}@h:80", port=1),
-    "host, as IPv6": lambda word: CustomProxy(host=f"::{word}", port=1),
-    "host, as IPv4": lambda word: CustomProxy(host=f"1.2.3.4{word}.5", port=1),
-    "port": lambda word: CustomProxy(host="h", port=word),
-    "protocol": lambda word: CustomProxy(host="h", port=1, protocol=word),
-    "username": lambda word: CustomProxy(host="h", port=1, username=word),
-    "password": lambda word: CustomProxy(host="h", port=1, password=word),
-    "password, in a list": lambda word: with_credential("password", [word]),
-    "password, as bytes": lambda word: with_credential("password", word.encode("utf-8", "replace")),
-    "password beside a bad host": lambda word: CustomProxy(host="a b", port=1, password=word),
-    "password beside a bad port": lambda word: CustomProxy(host="h", port=0, password=word),
-    "password beside a bad protocol": lambda word: CustomProxy(host="h", port=1, protocol="x", password=word),
-    "country": lambda word: ManagedProxy(country=word),
-    "ip": lambda word: ManagedProxy(ip=word),
-    "ip, nearly": lambda word: ManagedProxy(ip=f"1.2.3.{word}"),
+    # The place of a password that was put into the wrong field, and the call that gets it.
+    "host": lambda text: CustomProxy(host=text, port=1),
+    "host, with a port": lambda text: CustomProxy(host=f"u:{text}@h:80", port=1),
+    "host, as IPv6": lambda text: CustomProxy(host=f"::{text}", port=1),
+    "host, as IPv4": lambda text: CustomProxy(host=f"1.2.3.4{text}.5", port=1),
+    "port": lambda text: CustomProxy(host="h", port=text),
+    "protocol": lambda text: CustomProxy(host="h", port=1, protocol=text),
+    "username": lambda text: CustomProxy(host="h", port=1, username=text),
+    "password": lambda text: CustomProxy(host="h", port=1, password=text),
+    "password, in a list": lambda text: with_credential("password", [text]),
+    "password, as bytes": lambda text: with_credential("password", text.encode("utf-8", "replace")),
+    "password beside a bad host": lambda text: CustomProxy(host="a b", port=1, password=text),
+    "password beside a bad port": lambda text: CustomProxy(host="h", port=0, password=text),
+    "password beside a bad protocol": lambda text: CustomProxy(host="h", port=1, protocol="x", password=text),
+    "country": lambda text: ManagedProxy(country=text),
+    "ip": lambda text: ManagedProxy(ip=text),
+    "ip, nearly": lambda text: ManagedProxy(ip=f"1.2.3.{text}"),
     "account id": check_account_id,
     "URL": CustomProxy.from_url,
-    "URL, as the scheme": lambda word: CustomProxy.from_url(f"{word}://h:80"),
-    "URL, as the host": lambda word: CustomProxy.from_url(f"http://u:p@{word}:80"),
-    "URL, as the port": lambda word: CustomProxy.from_url(f"http://u:{word}"),
-    "URL, without a host": lambda word: CustomProxy.from_url(f"http://u:{word}@"),
-    "URL, without a port": lambda word: CustomProxy.from_url(f"http://u:{word}@h"),
-    "URL, with a bad port": lambda word: CustomProxy.from_url(f"http://u:{word}@h:99999"),
-    "URL, with a bad host": lambda word: CustomProxy.from_url(f"http://u:{word}@[::1:80"),
-    "URL, as host:port:user:password": lambda word: CustomProxy.from_url(f"http://h:80:u:{word}"),
-    "URL, as the user name": lambda word: CustomProxy.from_url(f"http://{word}@h:80"),
-    "URL, as the path": lambda word: CustomProxy.from_url(f"http://h:80/{word}"),
-    "URL, in brackets": lambda word: CustomProxy.from_url(f"http://[{word}]:80"),
+    "URL, as the scheme": lambda text: CustomProxy.from_url(f"{text}://h:80"),
+    "URL, as the host": lambda text: CustomProxy.from_url(f"http://u:p@{text}:80"),
+    "URL, as the port": lambda text: CustomProxy.from_url(f"http://u:{text}"),
+    "URL, without a host": lambda text: CustomProxy.from_url(f"http://u:{text}@"),
+    "URL, without a port": lambda text: CustomProxy.from_url(f"http://u:{text}@h"),
+    "URL, with a bad port": lambda text: CustomProxy.from_url(f"http://u:{text}@h:99999"),
+    "URL, with a bad host": lambda text: CustomProxy.from_url(f"http://u:{text}@[::1:80"),
+    "URL, as host:port:user:password": lambda text: CustomProxy.from_url(f"http://h:80:u:{text}"),
+    "URL, as the user name": lambda text: CustomProxy.from_url(f"http://{text}@h:80"),
+    "URL, as the path": lambda text: CustomProxy.from_url(f"http://h:80/{text}"),
+    "URL, in brackets": lambda text: CustomProxy.from_url(f"http://[{text}]:80"),
 }
 ODD_TEXT = st.text(st.characters() | st.sampled_from("\ud800\udcff\x00\n\x7f :@/[]%?#."), max_size=6)
 
@@ -609,7 +607,7 @@ ODD_TEXT = st.text(st.characters() | st.sampled_from("\ud800\udcff\x00\n\x7f :@/
 @pytest.mark.parametrize("builder", BUILDERS)
 @given(before=ODD_TEXT, after=ODD_TEXT)
 def test_no_error_shows_a_password(builder: str, before: str, after: str) -> None:
-    """Neither the text, the arguments nor the chain of the exception shows it, in whichever field it was."""
+    """Neither the message, the arguments nor the causes of the exception contain it."""
     error = error_or_none(lambda: BUILDERS[builder](f"{before}hunter2{after}"))
 
     if error is not None:  # some fields accept it
@@ -618,7 +616,7 @@ def test_no_error_shows_a_password(builder: str, before: str, after: str) -> Non
 
 @pytest.mark.parametrize("builder", BUILDERS)
 def test_no_error_shows_a_password_of_digits(builder: str) -> None:
-    """Many passwords are numbers, and a missing column turns one into the port."""
+    """Many passwords are numbers, and if a column is missing, one may be read as the port."""
     error = error_or_none(lambda: BUILDERS[builder]("83650274"))
 
     if error is not None:  # some fields accept it
@@ -682,7 +680,7 @@ VALUES = [FULL, ManagedProxy(country="US"), ATTEMPT, AccountPatched("acc_1")]
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_a_value_cannot_be_changed(value: Any) -> None:
-    """It was validated when it was built, and tasks share it."""
+    """A change would bypass validation, and tasks share values."""
     for name in (value.__attrs_attrs__[0].name, "brand_new"):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, "x")
@@ -692,7 +690,6 @@ def test_a_value_cannot_be_changed(value: Any) -> None:
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_a_copy_is_equal_and_hashes_the_same(value: Any) -> None:
-    """Values compare by their fields."""
     for duplicate in (copy.copy(value), copy.deepcopy(value), evolve(value)):
         assert duplicate == value
         assert hash(duplicate) == hash(value)
@@ -711,18 +708,15 @@ def test_a_copy_is_equal_and_hashes_the_same(value: Any) -> None:
     ids=str,
 )
 def test_proxies_that_differ_are_not_equal(change: dict[str, Any]) -> None:
-    """Every field counts, the password too."""
     assert evolve(FULL, **change) != FULL
 
 
-def test_evolve_validates_again() -> None:
-    """The only way to alter a frozen value must not bypass its rules."""
+def test_evolve_validates_the_new_value() -> None:
     assert error_of(lambda: evolve(FULL, port=True)).field == "port"
     assert error_of(lambda: evolve(FULL, password="a\nb")).field == "password"
 
 
 def test_results_with_different_attempts_are_equal() -> None:
-    """The history of a result is not part of its value."""
     assert AccountPatched("acc_1", (ATTEMPT,)) == AccountPatched("acc_1")
     assert hash(AccountPatched("acc_1", (ATTEMPT,))) == hash(AccountPatched("acc_1"))
     assert AccountPatched("acc_1") != AccountPatched("acc_2")

@@ -1,4 +1,4 @@
-"""Plain data as a change: calls, rotations and fleets accept it, or say what to write instead."""
+"""Calls, rotations and fleets accept plain data as a change, and invalid data raises an error with advice."""
 
 import inspect
 import json
@@ -17,8 +17,8 @@ from postpress_async.rotation import Fleet, Row, State
 from postpress_async.sandbox import Sandbox
 
 US = ManagedProxy(country="US")
-PLAIN = CustomProxy(host="h", port=1)
-OWN = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="hunter2")
+HOST_AND_PORT = CustomProxy(host="h", port=1)
+CUSTOM = CustomProxy(host="proxy.example.com", port=8080, protocol="socks5", username="u", password="hunter2")
 CHANGE: Any = ProxyChange  # mypy has no type for a union as a value
 
 
@@ -34,45 +34,47 @@ def error_of(make: Callable[[], object]) -> FieldError:
         ({"country": "us"}, US),
         ({"ip": "203.0.113.42"}, ManagedProxy(ip="203.0.113.42")),
         ({"country": "US", "ip": None, "proxy": None}, US),
-        ({"proxy": {"host": "h", "port": 1}}, PLAIN),
-        ({"proxy": {"host": "h", "port": 1, "protocol": None}, "ip": None}, PLAIN),
+        ({"proxy": {"host": "h", "port": 1}}, HOST_AND_PORT),
+        ({"proxy": {"host": "h", "port": 1, "protocol": None}, "ip": None}, HOST_AND_PORT),
         (
             {"proxy": {"host": "h", "port": 1, "password": Secret("p")}},
             CustomProxy(host="h", port=1, password="p"),
         ),
-        ({"proxy": OWN}, OWN),
-        (OWN, OWN),
+        ({"proxy": CUSTOM}, CUSTOM),
+        (CUSTOM, CUSTOM),
         (US, US),
     ],
 )
-def test_plain_data_is_a_change(data: Any, change: ProxyChange) -> None:
+def test_plain_data_is_structured_as_a_change(data: Any, change: ProxyChange) -> None:
     assert as_change(data) == change
     assert converter.structure(data, CHANGE) == change
 
 
-FORMS = 'write {"country": "US"} or {"proxy": {"host": "proxy.example.com", "port": 8080}}'
-MODELS = f'{FORMS}, ManagedProxy(country="US") or CustomProxy(host=..., port=...)'
-WRONG = [
-    pytest.param("US", f"change not a proxy: {MODELS}, not str", id="country"),
+PLAIN_FORMS = 'write {"country": "US"} or {"proxy": {"host": "proxy.example.com", "port": 8080}}'
+ALL_FORMS = f'{PLAIN_FORMS}, ManagedProxy(country="US") or CustomProxy(host=..., port=...)'
+INVALID = [
+    pytest.param("US", f"change not a proxy: {ALL_FORMS}, not str", id="country"),
     pytest.param(
         "socks5://u:hunter2@h:1", "change not a proxy: for a URL, write CustomProxy.from_url(url)", id="URL"
     ),
-    pytest.param(None, f"change not a proxy: {MODELS}, not NoneType", id="None"),
-    pytest.param(["hunter2"], f"change not a proxy: {MODELS}, not list", id="list"),
-    pytest.param(ManagedProxy, f"change not a proxy: {MODELS}, not the class ManagedProxy", id="class"),
-    pytest.param({}, f"no proxy and no country: {FORMS}", id="empty"),
-    pytest.param({"country": None}, f"no proxy and no country: {FORMS}", id="null"),
-    pytest.param({"contry": "US"}, f"unknown key: contry is not a field: {FORMS}", id="misspelt"),
-    pytest.param({"host": "h", "port": 1}, f"unknown key: host is not a field: {FORMS}", id="flat"),
-    pytest.param({"u:hunter2@h": 1}, f"unknown key: one is not a field: {FORMS}", id="value as key"),
-    pytest.param({1: 2}, f"unknown key: one is not a field: {FORMS}", id="number as key"),
+    pytest.param(None, f"change not a proxy: {ALL_FORMS}, not NoneType", id="None"),
+    pytest.param(["hunter2"], f"change not a proxy: {ALL_FORMS}, not list", id="list"),
+    pytest.param(ManagedProxy, f"change not a proxy: {ALL_FORMS}, not the class ManagedProxy", id="class"),
+    pytest.param({}, f"no proxy and no country: {PLAIN_FORMS}", id="empty"),
+    pytest.param({"country": None}, f"no proxy and no country: {PLAIN_FORMS}", id="null"),
+    pytest.param({"contry": "US"}, f"unknown key: contry is not a field: {PLAIN_FORMS}", id="misspelt"),
+    pytest.param({"host": "h", "port": 1}, f"unknown key: host is not a field: {PLAIN_FORMS}", id="flat"),
+    pytest.param(
+        {"u:hunter2@h": 1}, f"unknown key: one key is not a field: {PLAIN_FORMS}", id="value as key"
+    ),
+    pytest.param({1: 2}, f"unknown key: one key is not a field: {PLAIN_FORMS}", id="number as key"),
     pytest.param({"proxy": {}}, "host missing: CustomProxy requires host and port", id="empty proxy"),
     pytest.param(
         {"proxy": "http://u:hunter2@h:1"},
         "proxy not a mapping: for a URL, write CustomProxy.from_url(url)",
         id="URL in proxy",
     ),
-    pytest.param({"proxy": ["hunter2"]}, f"proxy not a mapping: {MODELS}, not list", id="list in proxy"),
+    pytest.param({"proxy": ["hunter2"]}, f"proxy not a mapping: {ALL_FORMS}, not list", id="list in proxy"),
     pytest.param(
         {"proxy": {"host": "h", "port": 1}, "ip": "1.2.3.4"},
         "custom and managed mixed: give either proxy, or country and ip, not both",
@@ -82,35 +84,36 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("data", "message"), WRONG)
-def test_wrong_change_says_what_to_write(data: Any, message: str) -> None:
+@pytest.mark.parametrize(("data", "message"), INVALID)
+def test_error_of_an_invalid_change_says_what_to_write(data: Any, message: str) -> None:
     error = error_of(lambda: as_change(data))
 
     assert str(error) == str(error_of(lambda: converter.structure(data, CHANGE))) == message
     assert "hunter2" not in str(error)
 
 
-@pytest.mark.parametrize(("data", "message"), WRONG)
-async def test_wrong_change_raises_before_anything_is_sent(data: Any, message: str) -> None:
-    """In a single update, in several, and in a rotation of a collection."""
+@pytest.mark.parametrize(("data", "message"), INVALID)
+async def test_invalid_change_in_a_call_or_a_collection_is_rejected_before_sending(
+    data: Any, message: str
+) -> None:
     async with Sandbox() as sandbox, sandbox.session() as session:
-        with pytest.raises(ValueError, match=": ") as single:
+        with pytest.raises(ValueError, match=": ") as update_proxy:
             await session.update_proxy("acc_1", data)
-        with pytest.raises(ValueError, match=": ") as several:
+        with pytest.raises(ValueError, match=": ") as update_many:
             await session.update_many({"acc_1": US, "acc_2": data})
         for changes in ({"acc_1": US, "acc_2": data}, [("acc_1", US), ("acc_2", data)]):
-            with pytest.raises(ValueError, match=": ") as rotation:
+            with pytest.raises(ValueError, match=": ") as rotate:
                 session.rotate(changes)
-            assert str(rotation.value) == str(several.value)
+            assert str(rotate.value) == str(update_many.value)
 
-    assert str(single.value) == message
-    assert str(several.value).startswith("acc_2: changes[1]")
-    assert str(several.value).endswith(message)
+    assert str(update_proxy.value) == message
+    assert str(update_many.value).startswith("acc_2: changes[1]")
+    assert str(update_many.value).endswith(message)
     assert sandbox.record.requests == 0
 
 
-async def test_wrong_change_in_a_stream_is_an_outcome_with_an_error() -> None:
-    """A stream cannot be checked beforehand, and one row must not stop the others."""
+async def test_invalid_change_in_a_stream_becomes_an_outcome_with_an_error() -> None:
+    """A stream cannot be checked before the rotation starts, and one row must not stop the others."""
     changes: Any = iter([("acc_1", "US"), ("acc_2", {"country": "US"})])
 
     async with Sandbox() as sandbox, sandbox.session() as session, session.rotate(changes) as rotation:
@@ -119,41 +122,43 @@ async def test_wrong_change_in_a_stream_is_an_outcome_with_an_error() -> None:
     assert outcomes["acc_2"].state is State.PATCHED
     assert outcomes["acc_1"].state is State.SKIPPED
     assert str(outcomes["acc_1"].error) == (
-        f"acc_1: not sent: changes[0], change: change not a proxy: {MODELS}, not str"
+        f"acc_1: not sent: changes[0], change: change not a proxy: {ALL_FORMS}, not str"
     )
 
 
-async def test_plain_data_is_sent_by_every_call() -> None:
-    custom, plain = {"proxy": {"host": "h", "port": 1, "password": "p"}}, {"country": "US"}
+async def test_all_methods_of_a_session_send_plain_data() -> None:
+    custom: dict[str, Any] = {"proxy": {"host": "h", "port": 1, "password": "p"}}
+    managed = {"country": "US"}
 
     async with Sandbox() as sandbox, sandbox.session() as session:
         await session.update_proxy("acc_1", custom)
-        await session.update_many({"acc_2": custom, "acc_3": plain})
-        async with session.rotate([("acc_4", custom), ("acc_5", plain)]) as rotation:
+        await session.update_many({"acc_2": custom, "acc_3": managed})
+        async with session.rotate([("acc_4", custom), ("acc_5", managed)]) as rotation:
             await rotation.run()
 
-    assert [sandbox.proxy_of(f"acc_{n}") for n in range(1, 6)] == [custom, custom, plain, custom, plain]
+    proxies = [sandbox.proxy_of(f"acc_{number}") for number in range(1, 6)]
+    assert proxies == [custom, custom, managed, custom, managed]
 
 
 @pytest.mark.parametrize("name", ["country", "ip", "proxy", "host"])
-async def test_field_as_a_keyword_says_what_to_write(name: str) -> None:
+async def test_error_of_a_field_passed_as_a_keyword_says_what_to_write(name: str) -> None:
     async with PostPressSession("k") as session:
         update_proxy: Any = session.update_proxy
         with pytest.raises(TypeError) as caught:
             await update_proxy("acc_1", **{name: "US"})
 
-    assert str(caught.value) == f"update_proxy has no argument {name}: {FORMS} as the change"
+    assert str(caught.value) == f"update_proxy has no argument {name}: {PLAIN_FORMS} as the change"
     assert caught.value.__context__ is None
 
 
-async def test_other_wrong_arguments_have_python_s_own_message() -> None:
+async def test_other_wrong_arguments_raise_python_s_own_error() -> None:
     async with PostPressSession("k") as session:
         update_proxy: Any = session.update_proxy
         with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'change'"):
             await update_proxy("acc_1")
 
 
-def test_update_proxy_is_still_a_coroutine_function_for_mocks() -> None:
+def test_update_proxy_is_mocked_as_a_coroutine_function() -> None:
     mock = create_autospec(PostPressSession, instance=True)
 
     assert isinstance(mock.update_proxy, AsyncMock)
@@ -161,25 +166,26 @@ def test_update_proxy_is_still_a_coroutine_function_for_mocks() -> None:
     assert list(inspect.signature(PostPressSession.update_proxy).parameters) == names
 
 
-def test_json_lines_row_with_plain_data_is_the_same_change(tmp_path: Path) -> None:
-    """Plain data for `update_proxy` can be a line of a fleet."""
-    full = {"host": "h", "port": 1, "protocol": "socks5h", "username": "u", "password": "p@ss"}
+def test_plain_data_in_a_json_lines_fleet_is_the_same_change(tmp_path: Path) -> None:
+    all_fields = {"host": "h", "port": 1, "protocol": "socks5h", "username": "u", "password": "p@ss"}
     changes: list[dict[str, Any]] = [
         {"country": "us"},
         {"ip": "1.2.3.4"},
         {"country": "US", "ip": "1.2.3.4", "proxy": None},
+        {"proxy": {"host": "h", "port": 1}, "ip": None},
+        {"proxy": all_fields},
     ]
-    changes += [{"proxy": {"host": "h", "port": 1}, "ip": None}, {"proxy": full}]
+    lines = [json.dumps({"account_id": f"acc_{number}", **change}) for number, change in enumerate(changes)]
     path = tmp_path / "fleet.jsonl"
-    path.write_text("\n".join(json.dumps({"account_id": f"acc_{n}", **it}) for n, it in enumerate(changes)))
+    path.write_text("\n".join(lines))
 
     with Fleet.open(path) as fleet:
         rows = list(fleet.rows())
 
-    assert [row.change for row in rows if isinstance(row, Row)] == [as_change(it) for it in changes]
+    assert [row.change for row in rows if isinstance(row, Row)] == [as_change(change) for change in changes]
 
 
-def test_default_of_a_fleet_may_be_plain_data() -> None:
+def test_default_change_of_a_fleet_may_be_plain_data() -> None:
     frame = pandas.DataFrame({"account_id": ["acc_1"]})
 
     (row,) = Fleet.of(frame, default={"country": "us"}).rows()

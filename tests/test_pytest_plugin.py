@@ -1,4 +1,4 @@
-"""The fixture `postpress_sandbox` in users' projects, with each plugin for asynchronous tests."""
+"""The fixture `postpress_sandbox` works in users' projects, with each plugin for asynchronous tests."""
 
 import asyncio
 import gc
@@ -30,7 +30,6 @@ async def new_proxy(account_id, country):
 
 TEST = """
 from bot import new_proxy
-from tests.support.documents import README, TEXTS, blocks
 
 async def test_a_bot(postpress_sandbox):
     postpress_sandbox.script("acc_1", "errors/proxy_error", then=200)
@@ -41,7 +40,7 @@ async def test_a_bot(postpress_sandbox):
 
 @pytest.fixture
 def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A project with a bot. All installed plugins are active, but none of this test run's settings."""
+    """A user's project with a bot. All installed plugins are active, without this project's settings."""
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     pytester.makepyfile(bot=BOT)
     pytester.makeini(
@@ -52,32 +51,31 @@ def folder(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
     return pytester
 
 
-def test_a_bot_s_test_with_asyncio_in_auto_mode(folder: pytest.Pytester) -> None:
-    """Most projects use this mode."""
+def test_fixture_works_with_pytest_asyncio_in_auto_mode(folder: pytest.Pytester) -> None:
     folder.makepyfile(TEST)
 
     folder.runpytest_subprocess("--asyncio-mode=auto").assert_outcomes(passed=1)
 
 
-def test_a_bot_s_test_with_asyncio_in_strict_mode(folder: pytest.Pytester) -> None:
-    """This mode is the default. It accepts asynchronous fixtures only with its own decorator."""
+def test_fixture_works_with_pytest_asyncio_in_strict_mode(folder: pytest.Pytester) -> None:
+    """In this mode, which is the default, an asynchronous fixture would need pytest-asyncio's decorator."""
     folder.makepyfile("import pytest\npytestmark = pytest.mark.asyncio\n" + TEST)
 
     folder.runpytest_subprocess("--asyncio-mode=strict").assert_outcomes(passed=1)
 
 
-def test_a_bot_s_test_with_anyio_s_plugin(folder: pytest.Pytester) -> None:
+def test_fixture_works_with_anyio_s_plugin(folder: pytest.Pytester) -> None:
     """FastAPI's documentation uses anyio without pytest-asyncio."""
     folder.makepyfile(
         "import pytest\npytestmark = pytest.mark.anyio\n"
         "@pytest.fixture\ndef anyio_backend():\n    return 'asyncio'\n" + TEST
     )
 
-    done = folder.runpytest_subprocess("-p", "no:asyncio", "-p", "anyio")
-    done.assert_outcomes(passed=1)
+    result = folder.runpytest_subprocess("-p", "no:asyncio", "-p", "anyio")
+    result.assert_outcomes(passed=1)
 
 
-def test_a_test_without_any_plugin(folder: pytest.Pytester) -> None:
+def test_fixture_works_without_a_plugin_for_asynchronous_tests(folder: pytest.Pytester) -> None:
     """A synchronous test can call asyncio.run itself."""
     folder.makepyfile(
         "import asyncio\nfrom bot import new_proxy\n\n"
@@ -86,18 +84,17 @@ def test_a_test_without_any_plugin(folder: pytest.Pytester) -> None:
         "    assert postpress_sandbox.proxy_of('acc_1') == {'country': 'DE'}\n"
     )
 
-    done = folder.runpytest_subprocess("-p", "no:asyncio", "-p", "no:anyio")
-    done.assert_outcomes(passed=1)
+    result = folder.runpytest_subprocess("-p", "no:asyncio", "-p", "no:anyio")
+    result.assert_outcomes(passed=1)
 
 
-def test_the_documented_tests_pass(folder: pytest.Pytester) -> None:
-    """Its code blocks can be copied as they are."""
+def test_tests_in_the_documentation_pass(folder: pytest.Pytester) -> None:
     bot, test_bot, test_mocked = blocks(TEXTS["guides/testing.md"], "py")
     [test_readme] = blocks(README, "py")
     folder.makepyfile(bot=bot, test_bot=test_bot, test_mocked=test_mocked, test_readme=test_readme)
 
-    done = folder.runpytest_subprocess("--asyncio-mode=auto")
-    done.assert_outcomes(passed=3)
+    result = folder.runpytest_subprocess("--asyncio-mode=auto")
+    result.assert_outcomes(passed=3)
 
 
 def test_the_plugin_imports_nothing_unless_the_fixture_is_used(folder: pytest.Pytester) -> None:
@@ -109,12 +106,11 @@ def test_the_plugin_imports_nothing_unless_the_fixture_is_used(folder: pytest.Py
         "    assert {'aiohttp', 'cattrs', 'tenacity', 'postpress_async.session'}.isdisjoint(sys.modules)\n"
     )
 
-    done = folder.runpytest_subprocess("-p", "no:hypothesispytest")
-    done.assert_outcomes(passed=1)
+    result = folder.runpytest_subprocess("-p", "no:hypothesispytest")
+    result.assert_outcomes(passed=1)
 
 
-def test_the_marker_is_registered_and_its_arguments_are_validated(folder: pytest.Pytester) -> None:
-    """--strict-markers accepts it, and the error of a wrong argument is shown."""
+def test_strict_markers_accept_the_marker_and_its_arguments_are_validated(folder: pytest.Pytester) -> None:
     folder.makepyfile(
         "import pytest\n\n"
         "@pytest.mark.postpress(profile='unknown')\n"
@@ -122,9 +118,9 @@ def test_the_marker_is_registered_and_its_arguments_are_validated(folder: pytest
         "    pass\n"
     )
 
-    done = folder.runpytest_subprocess("--strict-markers")
-    done.assert_outcomes(errors=1)
-    done.stdout.fnmatch_lines(["*profile must be one of steady, flaky, *, got 'unknown'*"])
+    result = folder.runpytest_subprocess("--strict-markers")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*profile must be one of steady, flaky, *, got 'unknown'*"])
 
 
 def test_the_marker_accepts_only_known_keyword_arguments(folder: pytest.Pytester) -> None:
@@ -139,16 +135,16 @@ def test_the_marker_accepts_only_known_keyword_arguments(folder: pytest.Pytester
         "    pass\n"
     )
 
-    done = folder.runpytest_subprocess()
-    done.assert_outcomes(errors=2)
-    done.stdout.fnmatch_lines(["*accepts only keyword arguments such as profile='flaky', got 'flaky'*"])
-    done.stdout.fnmatch_lines(["*must be among accounts, profile, *, got 'profil'*"])
+    result = folder.runpytest_subprocess()
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*accepts only keyword arguments such as profile='flaky', got 'flaky'*"])
+    result.stdout.fnmatch_lines(["*must be among accounts, profile, *, got 'profil'*"])
 
 
 def test_the_plugin_can_be_turned_off_and_on(
     folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``-p no:postpress`` turns it off. Without autoloading, the module's name turns it on."""
+    """``-p no:postpress`` turns it off. If pytest autoloads no plugins, the module's name turns it on."""
     folder.makepyfile("def test_a_sandbox(postpress_sandbox):\n    pass\n")
 
     folder.runpytest_subprocess("-p", "no:postpress").assert_outcomes(errors=1)
@@ -156,10 +152,10 @@ def test_the_plugin_can_be_turned_off_and_on(
     folder.runpytest_subprocess("-p", "postpress_async.pytest_plugin").assert_outcomes(passed=1)
 
 
-def test_the_environment_is_restored_after_the_test(
+def test_fixture_restores_the_environment_after_the_test(
     folder: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changes by the test itself are undone too, and later tests do not see the closed sandbox."""
+    """Otherwise later tests would use the closed sandbox."""
     folder.makepyfile(
         "import os\n\n"
         "def test_a_sandbox(postpress_sandbox, monkeypatch):\n"
@@ -175,8 +171,8 @@ def test_the_environment_is_restored_after_the_test(
     folder.runpytest_subprocess().assert_outcomes(passed=2)
 
 
-def test_a_failed_test_shows_the_sandbox_s_requests(folder: pytest.Pytester) -> None:
-    """pytest prints the fixtures of a failed test, so their repr must be useful."""
+def test_report_of_a_failed_test_shows_the_sandbox_s_requests(folder: pytest.Pytester) -> None:
+    """pytest prints the repr of the fixtures of a failed test."""
     folder.makepyfile(
         "import asyncio\nfrom bot import new_proxy\n\n"
         "def test_a_bot(postpress_sandbox):\n"
@@ -186,11 +182,11 @@ def test_a_failed_test_shows_the_sandbox_s_requests(folder: pytest.Pytester) -> 
         "    postpress_sandbox.script('acc_1', 'errors/prox_error')\n"
     )
 
-    done = folder.runpytest_subprocess()
-    done.assert_outcomes(failed=2)
-    done.stdout.re_match_lines([r"postpress_sandbox = <SandboxThread http://127.0.0.1:\d+/v1, 1 request>"])
-    done.stdout.re_match_lines([r".* where 1 = <Recorder requests=1, by_status=\{200: 1\}.*>.requests"])
-    assert "concurrent" not in done.stdout.str(), "a script must be parsed in the caller's thread"
+    result = folder.runpytest_subprocess()
+    result.assert_outcomes(failed=2)
+    result.stdout.re_match_lines([r"postpress_sandbox = <SandboxThread http://127.0.0.1:\d+/v1, 1 request>"])
+    result.stdout.re_match_lines([r".* where 1 = <Recorder requests=1, by_status=\{200: 1\}.*>.requests"])
+    assert "concurrent" not in result.stdout.str(), "a script must be parsed in the caller's thread"
 
 
 @pytest.mark.postpress(accounts=["acc_1"])
@@ -205,8 +201,8 @@ async def test_a_marker_s_arguments_reach_the_sandbox(postpress_sandbox: Sandbox
 # --- The sandbox in a thread ----------------------------------------------------------------------
 
 
-async def test_then_answers_all_later_requests(postpress_sandbox: SandboxThread, policy) -> None:
-    """A disconnected account stays so for any number of requests, until a later `then` replaces it."""
+async def test_then_is_the_response_to_all_later_requests(postpress_sandbox: SandboxThread, policy) -> None:
+    """Until another script for the account has a new `then`."""
     postpress_sandbox.script("acc_1", 200, then="errors/disconnected_account")
     async with postpress_sandbox.session(retry=policy) as session:
         await session.update_proxy("acc_1", US)
@@ -221,8 +217,7 @@ async def test_then_answers_all_later_requests(postpress_sandbox: SandboxThread,
     assert postpress_sandbox.record.by_status == {200: 4, 401: 3, 502: 1}
 
 
-async def test_an_invalid_script_changes_nothing(postpress_sandbox: SandboxThread) -> None:
-    """Neither its valid answers nor a valid `then` take effect."""
+async def test_script_that_is_partly_invalid_changes_nothing(postpress_sandbox: SandboxThread) -> None:
     with pytest.raises(ValueError, match="is not an error type of the API"):
         postpress_sandbox.script("acc_1", 200, then="errors/no_such_thing")
     with pytest.raises(ValueError, match="the status 404 is ambiguous"):
@@ -233,7 +228,7 @@ async def test_an_invalid_script_changes_nothing(postpress_sandbox: SandboxThrea
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         pytest.param("errors/prox_error", "did you mean 'errors/proxy_error'", id="a typing error"),
         pytest.param("proxy_error", "did you mean 'errors/proxy_error'", id="without errors/"),
@@ -247,23 +242,22 @@ async def test_an_invalid_script_changes_nothing(postpress_sandbox: SandboxThrea
         pytest.param(errors.ProxyError, "answers must be .*, got a type", id="a class"),
     ],
 )
-def test_the_error_of_an_invalid_answer_suggests_a_valid_one(
-    postpress_sandbox: SandboxThread, answer: Any, message: str
+def test_error_of_an_invalid_scripted_response_suggests_a_valid_one(
+    postpress_sandbox: SandboxThread, response: Any, message: str
 ) -> None:
-    """Nobody knows all 34 types by heart."""
     with pytest.raises(ValueError, match=message):
-        postpress_sandbox.script("acc_1", answer)
+        postpress_sandbox.script("acc_1", response)
 
 
 @pytest.mark.parametrize("account_id", ["acc 1", "acc/1", "", "acc_ä", "%41"])
 def test_a_malformed_account_id_cannot_be_scripted(postpress_sandbox: SandboxThread, account_id: str) -> None:
-    """No valid request has this id, so the script would never be used."""
+    """No request can have such an id, so the script would never be used."""
     with pytest.raises(ValueError, match="account_id must consist of"):
         postpress_sandbox.script(account_id, "errors/proxy_error")
 
 
 def test_an_unknown_outage_is_rejected(postpress_sandbox: SandboxThread) -> None:
-    """If it were ignored, a test of outages would pass without one."""
+    """If it were ignored, a test of an outage would pass without an outage."""
     with pytest.raises(ValueError, match=r"kind must be one of refused, 503, .*, slow, got '502'"):
         postpress_sandbox.outage("502")  # type: ignore[arg-type]
 
@@ -288,8 +282,7 @@ def test_an_invalid_argument_of_a_sandbox_is_rejected(arguments: Any, message: s
     assert "hunter2" not in str(caught.value)
 
 
-async def test_proxy_of_returns_the_body_as_it_was_sent(postpress_sandbox: SandboxThread) -> None:
-    """Tests may check the password too."""
+async def test_proxy_of_returns_the_request_body_with_the_password(postpress_sandbox: SandboxThread) -> None:
     proxy = CustomProxy(host="proxy.example.com", port=8080, protocol="http", username="u", password="p")
     async with postpress_sandbox.session() as session:
         await session.update_proxy("acc_1", proxy)
@@ -306,8 +299,7 @@ async def test_proxy_of_returns_the_body_as_it_was_sent(postpress_sandbox: Sandb
     assert postpress_sandbox.proxy_of("acc_2") is None
 
 
-async def test_an_outage_lasts_until_recover(postpress_sandbox: SandboxThread) -> None:
-    """It answers all accounts, and a second outage replaces the first."""
+async def test_outage_lasts_until_another_outage_or_recover(postpress_sandbox: SandboxThread) -> None:
     once = RetryPolicy(attempts=1)
     async with postpress_sandbox.session(retry=once) as session:
         postpress_sandbox.outage("503")
@@ -320,8 +312,7 @@ async def test_an_outage_lasts_until_recover(postpress_sandbox: SandboxThread) -
         await session.update_proxy("acc_1", US)
 
 
-def test_the_thread_ends_with_the_block() -> None:
-    """It ends even if the block raises; a thousand tests must not leave a thousand threads."""
+def test_thread_ends_with_the_block_even_if_the_block_raises() -> None:
     before = threading.active_count()
     with SandboxThread() as sandbox:
         during = threading.active_count()
@@ -342,8 +333,7 @@ def test_sandbox_and_sandbox_thread_have_the_same_public_names() -> None:
     assert names == {name for name in dir(Sandbox) if not name.startswith("_")}
 
 
-async def test_a_sandbox_has_sends_outage_and_recover() -> None:
-    """In the event loop, outage and recover are awaited."""
+async def test_outage_and_recover_of_a_sandbox_in_the_event_loop_are_awaited() -> None:
     once = RetryPolicy(attempts=1)
     async with Sandbox() as sandbox, sandbox.session(retry=once) as session:
         await sandbox.outage("503")
@@ -355,8 +345,8 @@ async def test_a_sandbox_has_sends_outage_and_recover() -> None:
         assert sandbox.sends("acc_1") == 2
 
 
-async def test_a_predicate_may_script_but_not_wait(policy: RetryPolicy) -> None:
-    """It is called in the sandbox's thread, which would wait for itself."""
+async def test_predicate_of_dead_proxies_may_call_script_but_not_outage(policy: RetryPolicy) -> None:
+    """The predicate runs in the sandbox's thread, and `outage` would wait for this thread."""
     messages: list[str] = []
 
     def is_dead(proxy: Any) -> bool:
@@ -377,8 +367,10 @@ async def test_a_predicate_may_script_but_not_wait(policy: RetryPolicy) -> None:
     assert messages == ["the sandbox's thread cannot wait for itself; call this from another thread"]
 
 
-def test_an_error_while_creating_the_loop_is_raised_without_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pytest-socket, for example, forbids sockets. The user should see its error and no warning of ours."""
+def test_error_while_creating_the_event_loop_is_raised_without_warnings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pytest-socket, for example, forbids sockets, and the user should see only its error."""
 
     def forbidden() -> asyncio.AbstractEventLoop:
         raise OSError("no sockets here")
@@ -389,8 +381,8 @@ def test_an_error_while_creating_the_loop_is_raised_without_warnings(monkeypatch
     gc.collect()  # a coroutine that was never awaited would warn here, and warnings are errors
 
 
-def test_a_sandbox_thread_starts_once_and_may_be_exited_repeatedly() -> None:
-    """In a notebook, cells are run again without a ``with`` block."""
+def test_sandbox_thread_starts_only_once_and_may_be_exited_repeatedly() -> None:
+    """In a notebook, a cell may be run again, without a ``with`` block."""
     sandbox = SandboxThread()
     sandbox.__exit__(None, None, None)
     sandbox.__enter__()
@@ -404,8 +396,7 @@ def test_a_sandbox_thread_starts_once_and_may_be_exited_repeatedly() -> None:
         sandbox.__enter__()
 
 
-def test_an_error_at_the_start_is_raised_in_the_caller_s_thread() -> None:
-    """The port is in use, so the sandbox's thread cannot listen on it."""
+def test_port_in_use_raises_in_the_caller_s_thread() -> None:
     with SandboxThread() as other:
         port = int(other.url.split(":")[2].split("/")[0])
         with pytest.raises(OSError, match=str(port)), SandboxThread(Sandbox(port=port)):

@@ -20,7 +20,7 @@ HIDDEN = Secret("hunter2")
 
 @attrs.frozen
 class Holder:
-    word: Secret
+    secret: Secret
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ class Holder:
         pytest.param(lambda secret: f"{secret=}", id="f-string for debugging"),
         pytest.param(lambda secret: "%s %r" % (secret, secret), id="percent sign"),  # noqa: UP031
         pytest.param(lambda secret: str([secret, {"key": secret}, {secret: 1}]), id="in containers"),
-        pytest.param(lambda secret: repr(Holder(secret)), id="in a value"),
-        pytest.param(lambda secret: str(attrs.asdict(Holder(secret))), id="in a value taken apart"),
+        pytest.param(lambda secret: repr(Holder(secret)), id="in an attrs class"),
+        pytest.param(lambda secret: str(attrs.asdict(Holder(secret))), id="in attrs.asdict"),
         pytest.param(lambda secret: str(ValueError("no", secret)), id="in an exception"),
         pytest.param(lambda secret: str(dir(secret)), id="dir"),
     ],
@@ -54,7 +54,6 @@ def test_the_mask_honours_a_format_specification() -> None:
 
 
 def test_a_log_record_shows_the_mask(caplog: pytest.LogCaptureFixture) -> None:
-    """Handlers format late, so the record must hold the secret itself and not its text."""
     logging.getLogger("postpress_async.tests").warning("the key is %s, %r", HIDDEN, HIDDEN)
 
     assert caplog.messages == ["the key is ***, ***"]
@@ -99,7 +98,7 @@ def test_only_a_string_can_be_a_secret(value: Any) -> None:
 
 @given(text=st.text() | st.text(st.characters(categories=["Cs", "L"])))
 def test_reveal_returns_the_text(text: str) -> None:
-    """Lone surrogates are kept, and a secret can be made from another secret."""
+    """Even with lone surrogates, and if the secret was created from another secret."""
     assert Secret(text).reveal() == Secret(Secret(text)).reveal() == text
 
 
@@ -120,7 +119,6 @@ def test_a_secret_is_not_equal_to_its_text() -> None:
 
 
 def test_a_copy_is_the_secret_itself() -> None:
-    """A real copy would only put the text into memory once more."""
     assert copy.copy(HIDDEN) is HIDDEN
     assert copy.deepcopy([HIDDEN])[0] is HIDDEN
 

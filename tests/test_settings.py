@@ -1,4 +1,4 @@
-"""Key, base URL and certificates: a session with invalid or unsafe settings is refused."""
+"""Invalid or unsafe API keys, base URLs and certificates are rejected when the session is created."""
 
 import re
 import ssl
@@ -30,7 +30,7 @@ q7CnI7mPx5ImCoZ5JtBcoJzvM9RksPRFgyhTcSBxlA==
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No settings but a test's own."""
+    """The environment without settings, so that a test can add its own."""
     monkeypatch.delenv("POSTPRESS_API_KEY", raising=False)
     monkeypatch.delenv("POSTPRESS_BASE_URL", raising=False)
     return monkeypatch
@@ -40,38 +40,37 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize("api_key", ["pp_live_1", Secret("pp_live_1")], ids=["text", "secret"])
-def test_a_key_that_is_given_is_used(api_key: str | Secret, environment: pytest.MonkeyPatch) -> None:
-    """The argument precedes the environment variable."""
+def test_key_argument_overrides_the_environment(
+    api_key: str | Secret, environment: pytest.MonkeyPatch
+) -> None:
     environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
 
     assert read_api_key(api_key) == Secret("pp_live_1")
 
 
-def test_a_key_may_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
-    """So no source file needs to contain the key."""
+def test_key_is_read_from_the_environment(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
 
     assert read_api_key(None) == Secret("pp_live_2")
 
 
-@pytest.mark.parametrize("api_key", [None, "", Secret("")], ids=["nothing", "empty", "empty secret"])
-@pytest.mark.parametrize("set_", [None, ""], ids=["not set", "set and empty"])
-def test_missing_api_key_is_reported_before_any_call(
-    api_key: str | Secret | None, set_: str | None, environment: pytest.MonkeyPatch
+@pytest.mark.parametrize("api_key", [None, "", Secret("")], ids=["None", "empty", "empty secret"])
+@pytest.mark.parametrize("variable", [None, ""], ids=["variable not set", "variable empty"])
+def test_missing_api_key_is_rejected(
+    api_key: str | Secret | None, variable: str | None, environment: pytest.MonkeyPatch
 ) -> None:
-    """Rather than by 50,000 answers of 401."""
-    if set_ is not None:
-        environment.setenv("POSTPRESS_API_KEY", set_)
+    if variable is not None:
+        environment.setenv("POSTPRESS_API_KEY", variable)
 
     with pytest.raises(ConfigurationError, match="POSTPRESS_API_KEY"):
         read_api_key(api_key)
 
 
 @pytest.mark.parametrize("api_key", ["", Secret("")], ids=["empty", "empty secret"])
-def test_an_empty_key_is_not_replaced_by_the_environment_s(
+def test_empty_key_argument_is_not_replaced_by_the_key_in_the_environment(
     api_key: str | Secret, environment: pytest.MonkeyPatch
 ) -> None:
-    """The caller meant another key than the one in the environment, perhaps of another workspace."""
+    """The caller meant another key, which may belong to another workspace."""
     environment.setenv("POSTPRESS_API_KEY", "pp_live_2")
 
     with pytest.raises(ConfigurationError):
@@ -96,8 +95,8 @@ def test_an_empty_key_is_not_replaced_by_the_environment_s(
     ids=ascii,
 )
 @pytest.mark.parametrize("kind", [str, Secret], ids=["text", "secret"])
-def test_a_key_that_cannot_be_a_header_is_refused(form: str, kind: Any) -> None:
-    """A line break would begin another header; a space or a curly quote came along when it was copied."""
+def test_key_that_cannot_be_a_header_is_rejected(form: str, kind: Any) -> None:
+    """A line break would inject a header. Spaces and curly quotes are copied along by accident."""
     with pytest.raises(ConfigurationError, match="copy it again") as caught:
         read_api_key(kind(form.format("hunter2")))
 
@@ -105,11 +104,11 @@ def test_a_key_that_cannot_be_a_header_is_refused(form: str, kind: Any) -> None:
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
-@pytest.mark.parametrize("odd", [b"hunter2", 42, ["hunter2"]], ids=lambda odd: type(odd).__name__)
-def test_a_key_is_text(odd: Any) -> None:
-    """And what is not is not shown: it may be the key all the same."""
-    with pytest.raises(ConfigurationError, match=type(odd).__name__) as caught:
-        read_api_key(odd)
+@pytest.mark.parametrize("api_key", [b"hunter2", 42, ["hunter2"]], ids=lambda key: type(key).__name__)
+def test_key_of_another_type_is_rejected_and_not_shown(api_key: Any) -> None:
+    """The value may contain the key."""
+    with pytest.raises(ConfigurationError, match=type(api_key).__name__) as caught:
+        read_api_key(api_key)
 
     assert "hunter2" not in repr(caught.value)
 
@@ -117,13 +116,12 @@ def test_a_key_is_text(odd: Any) -> None:
 # --- Base URLs -----------------------------------------------------------------------------------
 
 
-def test_the_base_url_is_postpress_s_own() -> None:
-    """Nothing need be said in the usual case."""
+def test_default_base_url_is_the_postpress_api() -> None:
     assert str(read_base_url(None)) == BASE_URL == "https://api.postpress.ai/v1"
 
 
-def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatch) -> None:
-    """The dashboard shows each user's own; what the program says is nearer, and empty is not set."""
+def test_base_url_is_the_argument_or_the_variable_or_the_default(environment: pytest.MonkeyPatch) -> None:
+    """An empty variable counts as not set."""
     environment.setenv("POSTPRESS_BASE_URL", "https://eu.example.com/v1")
     assert str(read_base_url(None)) == "https://eu.example.com/v1"
     assert str(read_base_url("https://us.example.com/v1")) == "https://us.example.com/v1"
@@ -133,18 +131,18 @@ def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("text", "read"),
+    ("text", "expected"),
     [
-        pytest.param("https://example.com/v1", "https://example.com/v1", id="as it is"),
+        pytest.param("https://example.com/v1", "https://example.com/v1", id="no final slash"),
         pytest.param("https://example.com/v1/", "https://example.com/v1", id="slash at the end"),
         pytest.param("https://example.com/v1//", "https://example.com/v1", id="slashes at the end"),
         pytest.param("https://example.com", "https://example.com", id="no path"),
         pytest.param("https://example.com/", "https://example.com", id="a slash alone"),
         pytest.param("HTTPS://Example.COM/v1", "https://example.com/v1", id="upper case"),
         pytest.param("https://example.com:8443/v1", "https://example.com:8443/v1", id="port"),
-        pytest.param("https://example.com:443/v1", "https://example.com/v1", id="the scheme's own port"),
-        pytest.param("https://Example.com:443", "https://example.com", id="the scheme's own port, no path"),
-        pytest.param("http://localhost:80/v1", "http://localhost/v1", id="the own port of http"),
+        pytest.param("https://example.com:443/v1", "https://example.com/v1", id="default port"),
+        pytest.param("https://Example.com:443", "https://example.com", id="default port, no path"),
+        pytest.param("http://localhost:80/v1", "http://localhost/v1", id="default port of http"),
         pytest.param("https://203.0.113.42/v1", "https://203.0.113.42/v1", id="address"),
         pytest.param(
             "https://xn--bcher-kva.example/v1", "https://xn--bcher-kva.example/v1", id="international"
@@ -152,16 +150,17 @@ def test_a_base_url_may_come_from_the_environment(environment: pytest.MonkeyPatc
         pytest.param("https://[2001:db8::1]:8443/v1", "https://[2001:db8::1]:8443/v1", id="IPv6"),
         pytest.param("https://example.com/a%2Fb/v1/", "https://example.com/a%2Fb/v1", id="escaped path"),
         pytest.param(
-            "https://example.com/v1?port=8080", "https://example.com/v1?port=8080", id="the quickstart's port"
+            "https://example.com/v1?port=8080", "https://example.com/v1?port=8080", id="port in the query"
         ),
         pytest.param(
-            "https://example.com/v1/?port=8080", "https://example.com/v1?port=8080", id="port after a slash"
+            "https://example.com/v1/?port=8080",
+            "https://example.com/v1?port=8080",
+            id="slash before the query",
         ),
     ],
 )
-def test_a_base_url_is_read_without_its_last_slash(text: str, read: str) -> None:
-    """So exactly one slash precedes the path that is added."""
-    assert str(read_base_url(text)) == read
+def test_base_url_is_normalized_and_has_no_final_slash(text: str, expected: str) -> None:
+    assert str(read_base_url(text)) == expected
 
 
 @pytest.mark.parametrize(
@@ -169,8 +168,8 @@ def test_a_base_url_is_read_without_its_last_slash(text: str, read: str) -> None
     ["localhost", "LOCALHOST", "127.0.0.1", "127.8.9.10", "127.255.255.255", "[::1]", "[0:0:0:0:0:0:0:1]"],
 )
 @pytest.mark.parametrize("port", ["", ":8080"], ids=["no port", "port"])
-def test_this_machine_may_be_reached_by_http(host: str, port: str) -> None:
-    """The sandbox has no certificate, and nothing leaves the machine."""
+def test_http_to_this_machine_is_accepted(host: str, port: str) -> None:
+    """The sandbox has no certificate, and its requests do not leave the machine."""
     assert read_base_url(f"http://{host}{port}/v1").scheme == "http"
 
 
@@ -179,23 +178,23 @@ def test_this_machine_may_be_reached_by_http(host: str, port: str) -> None:
     [
         pytest.param("api.postpress.ai", id="the API itself"),
         pytest.param("0.0.0.0", id="every address of this machine"),
-        pytest.param("192.168.1.10", id="the machine next door"),
-        pytest.param("128.0.0.1", id="just past the loopback"),
-        pytest.param("[::]", id="every IPv6 address"),
-        pytest.param("[::2]", id="just past the IPv6 loopback"),
-        pytest.param("localhost.example.com", id="a name that begins like it"),
-        pytest.param("example.localhost.com", id="a name that has it within"),
-        pytest.param("127.0.0.1.example.com", id="a name that begins like an address"),
-        pytest.param("127.0.0.1@example.com", id="a user name like an address"),
-        pytest.param("localhost:80@example.com", id="a user name and password like it"),
+        pytest.param("192.168.1.10", id="a machine of the local network"),
+        pytest.param("128.0.0.1", id="the first address after the loopback network"),
+        pytest.param("[::]", id="every IPv6 address of this machine"),
+        pytest.param("[::2]", id="the first address after the IPv6 loopback"),
+        pytest.param("localhost.example.com", id="a name that begins with localhost"),
+        pytest.param("example.localhost.com", id="a name that contains localhost"),
+        pytest.param("127.0.0.1.example.com", id="a name that begins with a loopback address"),
+        pytest.param("127.0.0.1@example.com", id="a loopback address as the user name"),
+        pytest.param("localhost:80@example.com", id="localhost as the user name"),
         pytest.param("localhost%2eexample.com", id="an escaped dot"),
         pytest.param("2130706433", id="an address as one number"),
         pytest.param("127.1", id="a short address"),
         pytest.param("0177.0.0.1", id="an octal address"),
     ],
 )
-def test_no_other_machine_may_be_reached_by_http(host: str) -> None:
-    """The key would cross the network for everyone to read."""
+def test_http_to_another_machine_is_rejected(host: str) -> None:
+    """Anyone on the network path could read the API key."""
     with pytest.raises(ConfigurationError, match="http"):
         read_base_url(f"http://{host}/v1")
 
@@ -214,7 +213,7 @@ def test_no_other_machine_may_be_reached_by_http(host: str) -> None:
         pytest.param("file:///etc/passwd", id="a file"),
         pytest.param("javascript:alert(1)", id="a script"),
         pytest.param("https://example.com:99999/v1", id="port too high"),
-        pytest.param("https://example.com:port/v1", id="port that is no number"),
+        pytest.param("https://example.com:port/v1", id="port that is not a number"),
         pytest.param("https://[::1/v1", id="bracket not closed"),
         pytest.param("https://exa mple.com/v1", id="space in the host"),
         pytest.param("https://example.com\x00/v1", id="null character in the host"),
@@ -224,13 +223,13 @@ def test_no_other_machine_may_be_reached_by_http(host: str) -> None:
         pytest.param(f"https://{'a' * 64}.example/v1", id="a label of 64"),
         pytest.param("https://-a.example/v1", id="a label that begins with a hyphen"),
         pytest.param("https://999.1.1.1/v1", id="an invalid address"),
-        pytest.param("https://[]@example.com", id="brackets with nothing in them"),
+        pytest.param("https://[]@example.com", id="empty brackets"),
         pytest.param("https://example.com/v1?", id="an empty query"),
         pytest.param("https://example.com/v1#", id="an empty fragment"),
         pytest.param("https://bücher.example/v1", id="a host that is not ASCII"),
         pytest.param("https://example.com/v1/é", id="a path that is not ASCII"),
         pytest.param("https://example.com/v1\n", id="line break at the end"),
-        pytest.param(" https://example.com/v1", id="space before it"),
+        pytest.param(" https://example.com/v1", id="space before"),
         pytest.param("https://exa\tmple.com/v1", id="a tab that would be dropped"),
         pytest.param("https://example.com/v1/../admin", id="dots in the path"),
         pytest.param("https://example.com/%7Eme", id="an escape that would be undone"),
@@ -244,7 +243,7 @@ def test_no_other_machine_may_be_reached_by_http(host: str) -> None:
         pytest.param("https://example.com/v1?port=80&port=81", id="two ports"),
         pytest.param("https://example.com/v1?port=", id="empty port"),
         pytest.param("https://example.com/v1?port", id="port without a value"),
-        pytest.param("https://example.com/v1?port=http", id="port that is no number in the query"),
+        pytest.param("https://example.com/v1?port=http", id="port that is not a number in the query"),
         pytest.param("https://example.com/v1?port=-1", id="negative port in the query"),
         pytest.param("https://example.com/v1?port=٨٠", id="port in digits that are not ASCII"),
         pytest.param("https://example.com/v1?port=0", id="port 0 in the query"),
@@ -254,8 +253,8 @@ def test_no_other_machine_may_be_reached_by_http(host: str) -> None:
         pytest.param(42, id="number"),
     ],
 )
-def test_a_base_url_that_cannot_work_is_refused(url: Any) -> None:
-    """In one sentence that shows the right one, and never what was in it."""
+def test_invalid_base_url_is_rejected_and_its_password_is_not_shown(url: Any) -> None:
+    """The message shows a valid base URL."""
     with pytest.raises(ConfigurationError, match=re.escape(BASE_URL)) as caught:
         read_base_url(url)
 
@@ -283,18 +282,17 @@ def test_a_base_url_that_cannot_work_is_refused(url: Any) -> None:
             "https://bücher.example/a b",
             "the base URL is not in its normalized form; "
             "write https://xn--bcher-kva.example/a%20b (the default is https://api.postpress.ai/v1)",
-            id="what would be changed",
+            id="not ASCII",
         ),
         pytest.param(
             "https://example.com:0443/v1",
             "the base URL is not in its normalized form; write https://example.com/v1 (the default is "
             "https://api.postpress.ai/v1)",
-            id="a port with a zero before it",
+            id="a port with a leading zero",
         ),
     ],
 )
-def test_the_message_for_a_refused_base_url_shows_the_accepted_form(url: str, message: str) -> None:
-    """The message says what is wrong, and what to write instead."""
+def test_message_about_a_base_url_says_what_is_wrong_and_what_to_write(url: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read_base_url(url)
 
@@ -302,8 +300,7 @@ def test_the_message_for_a_refused_base_url_shows_the_accepted_form(url: str, me
 
 
 @given(text=st.text() | st.text("htps:/[]@?#%.127localhost&=").map("http://{}".format))
-def test_any_text_is_a_base_url_or_refused(text: str) -> None:
-    """A setting comes from outside: there is one exception to catch."""
+def test_any_text_is_a_base_url_or_raises_configuration_error(text: str) -> None:
     try:
         url = read_base_url(text)
     except ConfigurationError:
@@ -319,13 +316,13 @@ def test_any_text_is_a_base_url_or_refused(text: str) -> None:
 
 @pytest.fixture
 def pem(tmp_path: Path) -> Path:
-    """A file with one certificate to trust."""
+    """A file with one certificate."""
     path = tmp_path / "ca.pem"
     path.write_text(CERTIFICATE, "ascii")
     return path
 
 
-def test_certificates_are_checked_without_being_told() -> None:
+def test_certificates_are_checked_by_default() -> None:
     """Otherwise anyone on the network path could read the API key."""
     context = make_tls(None)
 
@@ -335,8 +332,7 @@ def test_certificates_are_checked_without_being_told() -> None:
 
 
 @pytest.mark.parametrize("kind", [str, Path], ids=["text", "path"])
-def test_a_file_of_certificates_is_trusted_and_no_other(kind: Any, pem: Path) -> None:
-    """A company's own authority, or a test's."""
+def test_only_the_certificates_of_a_pem_file_are_trusted(kind: Any, pem: Path) -> None:
     context = make_tls(kind(pem))
 
     assert len(context.get_ca_certs()) == 1
@@ -345,8 +341,7 @@ def test_a_file_of_certificates_is_trusted_and_no_other(kind: Any, pem: Path) ->
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
-def test_a_context_that_checks_is_used_as_it_is() -> None:
-    """The caller may have set options in the context."""
+def test_context_that_checks_certificates_is_used_unchanged() -> None:
     context = ssl.create_default_context()
 
     assert make_tls(context) is context
@@ -368,13 +363,13 @@ def optional_certificate() -> ssl.SSLContext:
     "make",
     [
         pytest.param(ssl._create_unverified_context, id="checks nothing"),
-        pytest.param(unchecked_name, id="takes any name"),
-        pytest.param(optional_certificate, id="takes an answer without a certificate"),
-        pytest.param(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), id="is a server's"),
+        pytest.param(unchecked_name, id="accepts any host name"),
+        pytest.param(optional_certificate, id="accepts a server without a certificate"),
+        pytest.param(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), id="is for servers"),
     ],
 )
-def test_a_context_that_does_not_check_is_refused(make: Any) -> None:
-    """Without verification, anyone on the network path could read the API key."""
+def test_context_that_does_not_check_certificates_is_rejected(make: Any) -> None:
+    """Anyone on the network path could read the API key."""
     with pytest.raises(ConfigurationError, match="does not check certificates"):
         make_tls(make())
 
@@ -390,8 +385,9 @@ def test_a_context_that_does_not_check_is_refused(make: Any) -> None:
         pytest.param("cut.pem", CERTIFICATE[:200].encode(), id="a certificate cut short"),
     ],
 )
-def test_unreadable_certificates_are_named(name: str, content: bytes | None, tmp_path: Path) -> None:
-    """When the session is made, not at its first call."""
+def test_error_about_unreadable_certificates_names_the_file(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -401,8 +397,8 @@ def test_unreadable_certificates_are_named(name: str, content: bytes | None, tmp
     assert tmp_path.name in str(caught.value)
 
 
-@pytest.mark.parametrize("switch", [False, True], ids=str)
-def test_checking_cannot_be_switched_off(switch: Any) -> None:
-    """aiohttp's own ``ssl=False`` does; here it is refused, in words that say what to give."""
-    with pytest.raises(ConfigurationError, match="context"):
-        make_tls(switch)
+@pytest.mark.parametrize("value", [False, True], ids=str)
+def test_ssl_must_not_be_a_bool(value: Any) -> None:
+    """In aiohttp, ``ssl=False`` turns verification off."""
+    with pytest.raises(ConfigurationError, match="ssl must be a context or the path of a PEM file"):
+        make_tls(value)

@@ -1,8 +1,9 @@
 # pyright: strict, reportUnknownArgumentType=true, reportUnknownMemberType=true, reportUnknownVariableType=true
 """
-Claims about types, for mypy and pyright to read; nothing here is run.
+Code that mypy, pyright and pyrefly check, and that nothing runs.
 
-A needless ignore is itself an error: each one says that a mistake is caught.
+It shows which types users get, and which mistakes are caught: an unnecessary ``ignore`` comment is an error,
+so each comment proves that the type checkers reject its line.
 """
 
 from collections.abc import AsyncIterator
@@ -35,7 +36,7 @@ from postpress_async.rotation import Fleet, Halt, State
 from postpress_async.sandbox import Fault, Sandbox, SandboxThread
 
 
-async def what_users_write(session: PostPressSession, changes: dict[str, ProxyChange]) -> None:
+async def updates_and_rotations(session: PostPressSession, changes: dict[str, ProxyChange]) -> None:
     own = CustomProxy(host="h.example", port=8080, protocol="socks5", username="u", password="p")
     assert_type(await session.update_proxy("acc_1", own), AccountPatched)
     assert_type(await session.update_proxy("acc_1", ManagedProxy(country="US")), AccountPatched)
@@ -58,13 +59,13 @@ async def what_users_write(session: PostPressSession, changes: dict[str, ProxyCh
 
 
 class UpdatesProxies(Protocol):
-    """What a bot asks for, so that its own tests need no session."""
+    """The interface that a bot requires, so that its tests can pass a fake instead of a session."""
 
     async def update_proxy(self, account_id: str, change: ProxyChange) -> AccountPatched: ...
 
 
-class CountedSession(PostPressSession):
-    """A session with something of the user's own before each call."""
+class OwnSession(PostPressSession):
+    """A user's subclass that overrides `update_proxy`."""
 
     async def update_proxy(
         self,
@@ -78,10 +79,10 @@ class CountedSession(PostPressSession):
 
 
 class OwnError(errors.DisconnectedAccountError):
-    """An error that a user's code raises in the place of ours."""
+    """A user's subclass of an error."""
 
 
-async def what_users_catch(session: UpdatesProxies) -> int:
+async def caught_errors(session: UpdatesProxies) -> int:
     try:
         assert_type(await session.update_proxy("acc_1", ManagedProxy(country="US")), AccountPatched)
     except errors.DisconnectedAccountError:
@@ -99,7 +100,7 @@ async def what_users_catch(session: UpdatesProxies) -> int:
     return 200
 
 
-def what_users_match(outcome: Outcome, change: ProxyChange) -> str:
+def matched_outcomes(outcome: Outcome, change: ProxyChange) -> str:
     match outcome:
         case Outcome(error=errors.ProxyError() as error):
             assert_type(error.instance, str | None)
@@ -121,7 +122,7 @@ def what_users_match(outcome: Outcome, change: ProxyChange) -> str:
             return country or ""
 
 
-def what_users_watch(event: events.Event) -> float:
+def matched_events(event: events.Event) -> float:
     match event:
         case events.CallStarted() | events.AttemptStarted() | events.PauseBegan() | events.ProxyQuarantined():
             return 0.0
@@ -142,12 +143,12 @@ def what_users_watch(event: events.Event) -> float:
     assert_never(event)
 
 
-async def what_users_build(seen: list[events.Event], sandbox: SandboxThread) -> None:
-    for watch in (what_users_watch, seen.append, print):
-        PostPressSession(on_event=watch, transport="lean", ssl=Path("ca.pem"))
-    async with CountedSession(on_event=lambda event: print(event)) as counted:
-        assert_type(counted, CountedSession)
-        await what_users_catch(counted)
+async def sessions_and_sandboxes(seen: list[events.Event], sandbox: SandboxThread) -> None:
+    for observer in (matched_events, seen.append, print):
+        PostPressSession(on_event=observer, transport="lean", ssl=Path("ca.pem"))
+    async with OwnSession(on_event=lambda event: print(event)) as own_session:
+        assert_type(own_session, OwnSession)
+        await caught_errors(own_session)
     sandbox.script("acc_1", "errors/proxy_error", 200, Fault(status=418), then="drop")
     async with Sandbox(profile="flaky", accounts={"acc_1"}) as served, served.session() as session:
         assert_type(session, PostPressSession)
@@ -157,14 +158,14 @@ async def rows() -> AsyncIterator[tuple[str, ProxyChange]]:
     yield "acc_1", ManagedProxy(country="US")
 
 
-async def what_users_rotate(session: PostPressSession) -> None:
+async def rotated_streams(session: PostPressSession) -> None:
     async with session.rotate(rows(), halt=Halt(failures="10%", canary=20)) as rotation:
         assert_type([outcome async for outcome in rotation], list[Outcome])
     async with session.rotate((f"acc_{n}", ManagedProxy(country="US")) for n in range(3)) as rotation:
         assert_type(await anext(rotation, None), Outcome | None)
 
 
-async def what_a_service_writes(session: PostPressSession, payload: dict[str, Any], ids: list[str]) -> None:
+async def plain_data(session: PostPressSession, payload: dict[str, Any], ids: list[str]) -> None:
     assert_type(await session.update_proxy("acc_1", {"country": "US"}), AccountPatched)
     custom = {"proxy": {"host": "proxy.example.com", "port": 8080}}
     assert_type(await session.update_proxy("acc_1", custom), AccountPatched)
@@ -180,7 +181,7 @@ async def what_a_service_writes(session: PostPressSession, payload: dict[str, An
     session.rotate([("acc_1", {"country": "US"}), ("acc_2", custom), ("acc_3", payload)])
 
 
-def what_cattrs_users_write(data: dict[str, Any], outcome: Outcome) -> None:
+def converted_data(data: dict[str, Any], outcome: Outcome) -> None:
     assert_type(converter.structure(data, CustomProxy), CustomProxy)
     line: dict[str, Any] = converter.unstructure(outcome)
     revealing = converter.copy()
@@ -188,7 +189,7 @@ def what_cattrs_users_write(data: dict[str, Any], outcome: Outcome) -> None:
     print(line, revealing.unstructure(data))
 
 
-async def what_users_mistake(session: PostPressSession) -> None:
+async def mistakes(session: PostPressSession) -> None:
     await session.update_proxy("acc_1", "US")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await session.update_proxy("acc_1", country="US")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await session.update_many([("acc_1", 5)])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

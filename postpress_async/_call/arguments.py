@@ -1,4 +1,4 @@
-"""What to write instead of a wrong argument."""
+"""Advice for wrong keyword arguments of `update_proxy`."""
 
 import asyncio
 import inspect
@@ -13,19 +13,19 @@ _Method = TypeVar("_Method", bound=Callable[..., object])
 
 
 def suggest_change(method: _Method) -> _Method:
-    """Have a keyword such as ``country="US"`` raise a `TypeError` that says what to write."""
+    """Decorate *method* so that a keyword such as ``country="US"`` raises a `TypeError` with advice."""
 
     @wraps(method)
     def call(*args: Any, **options: Any) -> object:
         try:
             return method(*args, **options)
-        except TypeError:  # about the arguments: the coroutine has not started
+        except TypeError:  # the arguments do not match: the coroutine itself has not started
             name = next((name for name in options if name in CHANGE_FIELDS), None)
             if name is None:
                 raise
         raise TypeError(f"{method.__name__} has no argument {name}: {WHAT_TO_WRITE} as the change")
 
-    # `unittest.mock` makes an `AsyncMock` only of coroutine functions.
+    # `unittest.mock` replaces only coroutine functions by an `AsyncMock`.
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(call)
     else:

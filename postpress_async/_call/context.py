@@ -1,4 +1,4 @@
-"""What all calls of a session share, and how a call reports to its owner."""
+"""The dependencies that all calls of a session share, and the callbacks of a call's owner."""
 
 from typing import Protocol
 
@@ -41,27 +41,27 @@ class CallContext:
 
 
 class CallHooks(Protocol):
-    """Callbacks of a call's owner, such as a rotation. The call runs them in its own task."""
+    """The callbacks of a call's owner, such as a rotation. The call runs them in its own task."""
 
     @property
     def waits(self) -> WaitGroup:
-        """The group in which the call waits, so that the owner can end all of its waits at once."""
+        """The group of the call's waits, with which the owner can end all of them at once."""
         ...
 
     def on_call_started(self) -> object:
-        """The call has started. It reports each attempt, so nothing is in flight yet."""
+        """Called when the call starts. No request is in flight before `on_attempt_started`."""
         ...
 
     def on_attempt_started(self, now: float, /) -> object:
-        """An attempt starts at *now*, in seconds of the event loop's clock; it is in flight from now on."""
+        """Called before a request is sent. *now* is the time by the event loop's clock, in seconds."""
         ...
 
     def on_attempt_failed(self, error: PostPressError, /) -> object:
-        """An attempt ended with *error*, whose `applied` is about this attempt alone."""
+        """Called after a failed attempt. `error.applied` does not yet include earlier attempts."""
         ...
 
     def on_backoff(self, backing_off: bool, /) -> object:
-        """A backoff begins (True) or is over (False)."""
+        """Called with True when a backoff begins, and with False when it ends."""
         ...
 
     def should_give_up(self, error: PostPressError, /) -> bool:

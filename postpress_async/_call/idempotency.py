@@ -1,7 +1,8 @@
 """
-Where idempotency keys come from. `UpdateCall` decides which attempt gets which key.
+The sources of idempotency keys. `UpdateCall` decides when a call needs a new key.
 
-If the API knows the key of a request, it returns the stored response; otherwise it makes the change.
+If the API has seen the key of a request before, it returns the stored response; otherwise it makes the
+change.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from attrs import define
 
 
 def check_key(key: Any) -> str:
-    """Return *key*, which the caller chose; raise `ValueError` if it cannot be sent as a header."""
+    """Return the caller's *key*, or raise `ValueError` if it cannot be sent as a header."""
     if not isinstance(key, str) or not 1 <= len(key) <= 255 or not all("!" <= c <= "~" for c in key):
         raise ValueError("idempotency_key must be 1 to 255 visible ASCII characters without spaces")
     return key
@@ -33,7 +34,7 @@ class Keys(Protocol):
         ...
 
     async def renew(self) -> None:
-        """Replace `current` by a key that no attempt has used, unless the caller chose the key."""
+        """Replace `current` by an unused key, unless the caller chose the key."""
         ...
 
 
@@ -49,7 +50,7 @@ class KeyGenerator:
         self._numbers = itertools.count(1)
 
     def generate(self) -> str:
-        """A new key. A uuid4 for each would cost ten times as much."""
+        """Return a new key, in a tenth of the time of `uuid.uuid4`."""
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
@@ -57,31 +58,30 @@ KEYS: Final = KeyGenerator()
 """The generator of all sessions of this process."""
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    # A forked process has a copy with the same prefix. Comparing the process id in each `generate` would
-    # double its cost.
+    # A forked process inherits the prefix and the counter, and would generate the same keys as its parent.
+    # Comparing the process id in each `generate` would double its time.
     os.register_at_fork(after_in_child=KEYS.restart)
 
 
 class FreshKeys:
     """Generated keys for one call."""
 
-    __slots__ = ("_generator", "current", "in_doubt")
+    __slots__ = ("current", "in_doubt")
 
-    def __init__(self, generator: KeyGenerator = KEYS) -> None:
-        self._generator = generator
-        self.current = generator.generate()
+    def __init__(self) -> None:
+        self.current = KEYS.generate()
         self.in_doubt = False
 
     async def renew(self) -> None:
-        self.current = self._generator.generate()
+        self.current = KEYS.generate()
 
 
 @define
 class FixedKey:
-    """One key for all attempts, chosen by the caller; or None to send no key."""
+    """One key for all attempts, chosen by the caller, or None to send no key."""
 
     current: str | None
     in_doubt: bool = False
 
     async def renew(self) -> None:
-        """Keep the key: the caller wants all attempts to count as the same request."""
+        """Keep the key, because the caller wants the API to treat all attempts as one request."""

@@ -1,4 +1,4 @@
-"""A lock for each key, with a FIFO queue of waiters."""
+"""A FIFO lock for each key."""
 
 import asyncio
 
@@ -11,29 +11,29 @@ from postpress_async.errors import SupersededError
 @define(eq=False)
 class KeyedLock:
     """
-    One FIFO lock per key. Updates of one account do not overlap: the last call made is the last applied.
+    One FIFO lock per key. A session uses account ids as keys, so that updates of one account do not overlap.
 
     A lock that was acquired must be released. A key that is not locked takes no memory. With *latest*, only
-    the latest waiter of a key keeps waiting; the others raise `SupersededError`.
+    the latest waiter of a key keeps waiting; earlier waiters raise `SupersededError`.
     """
 
     _latest: bool = field(default=False, kw_only=True, alias="latest")
-    _waiting: dict[str, WaitQueue[None] | None] = field(factory=dict)
+    _queues: dict[str, WaitQueue[None] | None] = field(factory=dict)  # of the locked keys
 
     def try_acquire(self, key: str) -> bool:
-        """Lock *key* if it is free. Returns whether it was."""
-        if key in self._waiting:
+        """Lock *key* if it is free. Returns whether it was free."""
+        if key in self._queues:
             return False
-        self._waiting[key] = None  # nearly always nobody waits
+        self._queues[key] = None  # the queue is created if a second call needs the key, which is rare
         return True
 
     async def acquire(self, key: str) -> None:
-        """Wait for the lock of *key*, in FIFO order, or raise `SupersededError`; see *latest*."""
+        """Wait for the lock of *key* in FIFO order. Raises `SupersededError` as *latest* says."""
         if self.try_acquire(key):
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if (queue := self._waiting[key]) is None:
-            queue = self._waiting[key] = WaitQueue()
+        if (queue := self._queues[key]) is None:
+            queue = self._queues[key] = WaitQueue()
         while self._latest and queue.has_next():
             queue.pop().set_exception(SupersededError("not sent: a newer update of the account was made"))
         queue.append(waiter)
@@ -43,13 +43,13 @@ class KeyedLock:
             if not waiter.done() or waiter.cancelled():
                 queue.discard(waiter)
             elif waiter.exception() is None:
-                self.release(key)  # the lock was passed on to this waiter before it was cancelled
+                self.release(key)  # this waiter was cancelled just after it got the lock
             raise
 
     def release(self, key: str) -> None:
         """Release the lock of *key*, and pass it on to the next waiter."""
-        queue = self._waiting[key]
+        queue = self._queues[key]
         if queue is not None and queue.has_next():
             queue.pop().set_result(None)
         else:
-            del self._waiting[key]
+            del self._queues[key]

@@ -13,23 +13,24 @@ _log = logging.getLogger("postpress_async.pace")
 
 
 def shown_rate(rate: float) -> float | None:
-    """The rate limit as users see it: None for an infinite one."""
+    """The rate limit as users see it: None instead of infinity."""
     return None if rate == math.inf else rate
 
 
 @define
 class PaceReports:
     """
-    Logs and reports what a pacer says by its callbacks.
+    The callbacks of a pacer, which log each change and report it to the session's observer.
 
-    It has no reference to the session: with a cycle, Python would not warn at once about a session left open.
+    This object has no reference to the session. Such a reference cycle would delay Python's warning about a
+    session that was not closed.
     """
 
     _observer: SafeObserver[events.Event] | None
     _paused_at: float = 0.0
 
     def on_pause(self, paused: bool) -> None:
-        """The circuit breaker opens (True) or closes (False)."""
+        """Called with True when the circuit breaker opens, and with False when it closes."""
         now = asyncio.get_running_loop().time()
         if paused:
             self._paused_at = now
@@ -42,17 +43,17 @@ class PaceReports:
             self._report(events.PauseEnded(elapsed))
 
     def on_change(self, limit: int | None, rate: float | None) -> None:
-        """The concurrency limit and the rate limit have changed, as far as they are not None."""
+        """Called with a new concurrency limit, a new rate limit, or both; None if unchanged."""
         if limit is not None:
             _log.debug("the concurrency limit is now %d", limit, extra={"limit": limit})
             self._report(events.LimitChanged(limit))
         if rate is not None:
-            value = shown_rate(rate)
-            if value is None:
-                _log.info("the rate is no longer limited", extra={"rate": value})
+            shown = shown_rate(rate)
+            if shown is None:
+                _log.info("the rate is no longer limited", extra={"rate": None})
             else:
-                _log.info("the rate limit is now %.4g requests per second", value, extra={"rate": value})
-            self._report(events.RateChanged(value))
+                _log.info("the rate limit is now %.4g requests per second", shown, extra={"rate": shown})
+            self._report(events.RateChanged(shown))
 
     def _report(self, event: events.Event) -> None:
         if self._observer is not None:

@@ -1,4 +1,4 @@
-"""The open calls of a session, the waits of its calls, and closing."""
+"""Tracks the open calls of a session, so that their waits can be ended and the session can be closed."""
 
 import asyncio
 import math
@@ -12,10 +12,11 @@ from postpress_async.errors import ConfigurationError, SessionClosedError
 
 class WaitGroup(TimeoutGroup):
     """
-    The waits of a group of calls. When it has ended, they may neither wait nor start an attempt any more.
+    The waits of a group of calls. After `end`, no call of the group waits or starts an attempt.
 
-    If it *waits_out_outages*, the time for which calls wait for the service is added to their deadlines.
-    *ends_at* is the loop's time at which the owner will end the group. No attempt lasts longer.
+    With *waits_out_outages*, the time for which a call waits for the service does not count against its
+    deadline. *ends_at* is the time, by the loop's clock, at which the owner will end the group; no attempt
+    lasts longer.
     """
 
     def __init__(self, *, waits_out_outages: bool = False, ends_at: float = math.inf) -> None:
@@ -25,7 +26,7 @@ class WaitGroup(TimeoutGroup):
         self._children: Final[WeakSet[WaitGroup]] = WeakSet()
 
     def child(self, *, waits_out_outages: bool = True, ends_at: float = math.inf) -> "WaitGroup":
-        """A group for one rotation: it can be ended alone, and ends with this group at the latest."""
+        """Return a group for one rotation, which can be ended alone and also ends when this group ends."""
         child = WaitGroup(waits_out_outages=waits_out_outages, ends_at=ends_at)
         if self.ended:
             child.end()
@@ -41,10 +42,10 @@ class WaitGroup(TimeoutGroup):
 
 class CallTracker(WaitGroup):
     """
-    Counts the open calls of a session, and ends their waits when it is closed.
+    Counts the open calls of a session, and ends their waits when the session is closed.
 
-    Each call runs inside ``with tracker``: no context manager has to be created for it. *clock* is the event
-    loop's clock in seconds, not set before the first call.
+    Each call runs inside ``with tracker``. *clock* is the event loop's clock in seconds; it is set when the
+    first call starts.
     """
 
     clock: Callable[[], float]
@@ -56,7 +57,12 @@ class CallTracker(WaitGroup):
         self._idle: asyncio.Future[None] | None = None
 
     def __enter__(self) -> None:
-        """Open a call. Raises `SessionClosedError`; or `ConfigurationError` in another event loop or none."""
+        """
+        Start a call.
+
+        Raises `SessionClosedError` if the session is closed, and `ConfigurationError` outside of its event
+        loop.
+        """
         if self._closing:
             raise SessionClosedError("the session is closed and cannot be reopened: create a new one")
         try:

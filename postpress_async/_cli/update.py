@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import click
 
-from postpress_async._call.idempotency import FixedKey, FreshKeys, KeyGenerator, Keys, check_key
+from postpress_async._call.idempotency import FixedKey, FreshKeys, Keys, check_key
 from postpress_async._cli import exit_codes
 from postpress_async._cli.options import Command, connection, option
 from postpress_async._cli.secret_input import EXPOSED_PROXY, read_key, read_secret_file
@@ -71,7 +71,7 @@ def update(
       postpress-async update acc_01HXYZ --country US
     """
     change = _change(**proxy)
-    keys: Keys = FreshKeys(KeyGenerator())
+    keys: Keys = FreshKeys()
     if idempotency_key is not None:
         if no_idempotency:
             raise click.UsageError("--idempotency-key cannot be combined with --no-idempotency")

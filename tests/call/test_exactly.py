@@ -1,8 +1,8 @@
 """
-Any text as an id, key, proxy or URL is sent exactly as given, or refused and not sent.
+Any text as an account id, key, proxy or base URL is either sent unchanged, or rejected before sending.
 
-Over a real socket, to a server that keeps the bytes as they came: what a library between would change on
-the way (a line break dropped, a dot resolved, an escape undone) is seen here.
+Requests go over a real socket to a server that records their bytes. So these tests notice a library that
+changes a value on the way: a dropped line break, a resolved dot in a path, an undone escape.
 """
 
 import asyncio
@@ -24,28 +24,30 @@ from tests.support.fault_server import FaultServer, Seen
 US = ManagedProxy(country="US")
 ONCE = RetryPolicy(attempts=1)
 
-# Anything; what delimits in a URL or a header; and what looks like what is meant.
+# Any characters, or those with a meaning in URLs and headers, or that look like others.
 ODD = st.text(st.characters()) | st.text("\r\n\t \0:/\\?#@[]%.~-_&=+;,\"'<>éß٣\u200b\ud800", max_size=12)
 PLAIN = st.text("aZ09._~-", min_size=1, max_size=20)
 ANY = ODD | PLAIN | st.tuples(PLAIN, ODD, PLAIN).map("".join)
+HEADERS = 8
+"""Headers of each request; one more would be injected by a line break."""
 
 
 @frozen
 class Api:
-    """The server, and a way to wait for a call."""
+    """A recording server, a session for it, and a function that runs a coroutine."""
 
     server: FaultServer
-    wait: Callable[[Awaitable[object]], object]
+    run: Callable[[Awaitable[object]], object]
     session: PostPressSession
 
-    def new(self) -> Seen:
-        """The one request that came since the last time."""
-        [seen] = self.server.seen
+    def take_request(self) -> Seen:
+        """Remove and return the only recorded request."""
+        [request] = self.server.seen
         self.server.seen.clear()
-        return seen
+        return request
 
     @property
-    def target(self) -> str:
+    def origin(self) -> str:
         return f"http://127.0.0.1:{self.server.port}"
 
 
@@ -53,11 +55,11 @@ class Api:
 def api() -> Iterator[Api]:
     with FaultServer() as server, asyncio.Runner() as runner:
 
-        async def awaited(what: Awaitable[object]) -> object:
-            return await what
+        async def wait_for(awaitable: Awaitable[object]) -> object:
+            return await awaitable
 
         session = PostPressSession(KEY, base_url=server.url, retry=ONCE)
-        yield Api(server, lambda what: runner.run(awaited(what)), session)
+        yield Api(server, lambda awaitable: runner.run(wait_for(awaitable)), session)
         runner.run(session.aclose())
 
 
@@ -65,38 +67,36 @@ def api() -> Iterator[Api]:
 @example(account_id="a/../../admin")
 @example(account_id="acc_1\r\nX-Evil: 1")
 @example(account_id="%2e%2e")
-def test_any_text_is_an_account_id_as_it_is_or_is_not_sent(api: Api, account_id: str) -> None:
-    """Another path would be another account's, or another endpoint."""
+def test_account_id_is_sent_unchanged_or_rejected(api: Api, account_id: str) -> None:
+    """A changed path could select another account or another endpoint."""
     try:
-        api.wait(api.session.update_proxy(account_id, US))
+        api.run(api.session.update_proxy(account_id, US))
     except FieldError:
         assert api.server.seen == []
         return
 
-    line, *_ = api.new().head.split(b"\r\n")
-    assert line == f"PATCH /v1/accounts/{account_id} HTTP/1.1".encode("ascii")
+    request_line, *_ = api.take_request().head.split(b"\r\n")
+    assert request_line == f"PATCH /v1/accounts/{account_id} HTTP/1.1".encode("ascii")
 
 
 @given(key=ANY)
 @example(key="k\r\nX-Evil: 1")
 @example(key=" k")
 @example(key="ké")
-def test_any_text_is_a_key_as_it_is_or_is_not_sent(api: Api, key: str) -> None:
-    """Both of them: the API's, and the one that makes a request the same as another."""
-
-    async def ask(api_key: str, idempotency_key: str) -> None:
-        async with PostPressSession(api_key, base_url=api.target, retry=ONCE) as session:
+def test_api_key_and_idempotency_key_are_sent_unchanged_or_rejected(api: Api, key: str) -> None:
+    async def call(api_key: str, idempotency_key: str) -> None:
+        async with PostPressSession(api_key, base_url=api.origin, retry=ONCE) as session:
             await session.update_proxy("acc_1", US, idempotency_key=idempotency_key)
 
-    for name, api_key, idempotency_key in (("X-API-KEY", key, "i"), ("Idempotency-Key", KEY, key)):
+    for header, api_key, idempotency_key in (("X-API-KEY", key, "i"), ("Idempotency-Key", KEY, key)):
         try:
-            api.wait(ask(api_key, idempotency_key))
+            api.run(call(api_key, idempotency_key))
         except (ConfigurationError, ValueError):
             assert api.server.seen == []
             continue
-        lines = api.new().head.split(b"\r\n")[1:]
-        assert f"{name}: {key}".encode("ascii") in lines
-        assert len(lines) == 8
+        headers = api.take_request().head.split(b"\r\n")[1:]
+        assert f"{header}: {key}".encode("ascii") in headers
+        assert len(headers) == HEADERS
 
 
 @given(
@@ -105,19 +105,18 @@ def test_any_text_is_a_key_as_it_is_or_is_not_sent(api: Api, key: str) -> None:
     password=ANY | st.none(),
 )
 @example(host="proxy.example.com", username='"},"country":"US', password="\\")
-def test_any_text_is_a_part_of_a_proxy_as_it_is_or_is_not_sent(
+def test_proxy_is_sent_unchanged_or_rejected(
     api: Api, host: str, username: str | None, password: str | None
 ) -> None:
-    """A proxy that is not quite the one that was meant fails later, on an account that had one."""
     try:
-        own = CustomProxy(host=host, port=1, username=username, password=password)
+        proxy = CustomProxy(host=host, port=1, username=username, password=password)
     except FieldError:
         return
-    api.wait(api.session.update_proxy("acc_1", own))
+    api.run(api.session.update_proxy("acc_1", proxy))
 
-    given_ = {"host": host, "port": 1, "username": username, "password": password}
-    assert json.loads(api.new().body) == {
-        "proxy": {name: value for name, value in given_.items() if value is not None}
+    fields = {"host": host, "port": 1, "username": username, "password": password}
+    assert json.loads(api.take_request().body) == {
+        "proxy": {name: value for name, value in fields.items() if value is not None}
     }
 
 
@@ -130,38 +129,36 @@ def test_any_text_is_a_part_of_a_proxy_as_it_is_or_is_not_sent(
 @example(path="é b")
 @example(path="v1\r\n")
 @example(path="?")
-def test_any_text_is_a_base_url_s_path_as_it_is_or_is_not_sent(api: Api, path: str) -> None:
-    """The server receives the path exactly as it was configured."""
-
-    async def ask() -> None:
-        async with PostPressSession(KEY, base_url=f"{api.target}/{path}", retry=ONCE) as session:
+def test_path_of_the_base_url_is_sent_unchanged_or_rejected(api: Api, path: str) -> None:
+    async def call() -> None:
+        async with PostPressSession(KEY, base_url=f"{api.origin}/{path}", retry=ONCE) as session:
             await session.update_proxy("acc_1", US)
 
     try:
-        api.wait(ask())
+        api.run(call())
     except ConfigurationError:
         assert api.server.seen == []
         return
 
-    before, mark, query = path.partition("?")
-    base = f"/{before}".rstrip("/")
-    line, *lines = api.new().head.split(b"\r\n")
-    assert line == f"PATCH {base}/accounts/acc_1{mark}{query} HTTP/1.1".encode("ascii")
-    assert f"Host: 127.0.0.1:{api.server.port}".encode() in lines
+    base_path, question_mark, query = f"/{path}".partition("?")
+    target = f"{base_path.rstrip('/')}/accounts/acc_1{question_mark}{query}"
+    request_line, *headers = api.take_request().head.split(b"\r\n")
+    assert request_line == f"PATCH {target} HTTP/1.1".encode("ascii")
+    assert f"Host: 127.0.0.1:{api.server.port}".encode() in headers
 
 
 @given(
     url=st.tuples(st.sampled_from(["http://", "https://"]), ANY, st.sampled_from(["", "/v1"])).map("".join)
 )
-def test_a_key_goes_to_the_host_that_is_written_and_to_no_other(url: str) -> None:
-    """URL parsers differ in what they take for the host, so ambiguous URLs are refused."""
+def test_api_key_is_sent_only_to_the_host_that_the_base_url_shows(url: str) -> None:
+    """URL parsers disagree about the host of an ambiguous URL, so such a URL is rejected."""
     try:
         session = PostPressSession(KEY, base_url=url)
     except ConfigurationError:
         return
 
-    read = session._context.transport._base_url  # type: ignore[attr-defined] # the one there is here
+    parsed = session._context.transport._base_url  # type: ignore[attr-defined]
     host, _, port = re.split("[/?]", url.partition("://")[2])[0].partition(":")
     if not host.startswith("["):
-        assert read.raw_host == host.lower()
-        assert read.explicit_port == (int(port) if port else None)
+        assert parsed.raw_host == host.lower()
+        assert parsed.explicit_port == (int(port) if port else None)

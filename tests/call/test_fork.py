@@ -1,4 +1,4 @@
-"""Idempotency keys of processes that were forked with a session never collide."""
+"""Processes that were forked with a session generate different idempotency keys."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 
 WORKERS, ACCOUNTS = 2, 5
 
-# What a server with preloading does: the session is made at import, and each worker process uses it.
+# A web server with preloading does the same: the session is created at import, and worker processes use it.
 PROGRAM = """
 import asyncio, multiprocessing, sys
 from postpress_async import ManagedProxy, PostPressSession
@@ -43,7 +43,7 @@ if __name__ == "__main__":
 
 
 async def run_workers(sandbox: Sandbox, folder: Path, *, start: str, work: str) -> int:
-    """How many updates were patched, as the worker processes count them."""
+    """The number of patched accounts, as the worker processes report it."""
     program = PROGRAM.replace("ACCOUNTS", str(ACCOUNTS)).replace("WORKERS", str(WORKERS))
     script = folder / "program.py"
     script.write_text(program.replace("WORK()", f"{work}()"), encoding="utf-8")
@@ -51,15 +51,15 @@ async def run_workers(sandbox: Sandbox, folder: Path, *, start: str, work: str) 
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(script), start, env=environment, stdout=subprocess.PIPE
     )
-    written, _ = await process.communicate()
+    output, _ = await process.communicate()
     assert process.returncode == 0
-    return int(written)
+    return int(output)
 
 
 @pytest.mark.parametrize("start", [pytest.param("fork", marks=needs_fork), "spawn"])
 @pytest.mark.parametrize("work", ["call", "rotate"])
-async def test_every_change_that_worker_processes_report_was_applied(sandbox, tmp_path, start, work) -> None:
-    """With equal keys, the server would replay the answer of the first process to all others."""
+async def test_every_change_reported_by_worker_processes_was_applied(sandbox, tmp_path, start, work) -> None:
+    """If processes had equal keys, the API would replay the response of the first process to the others."""
     patched = await run_workers(sandbox, tmp_path, start=start, work=work)
 
     assert patched == WORKERS * ACCOUNTS
@@ -67,23 +67,22 @@ async def test_every_change_that_worker_processes_report_was_applied(sandbox, tm
 
 
 @needs_fork
-def test_a_forked_process_makes_keys_of_its_own() -> None:
-    """Also a maker that has made keys before, and in a child of the child."""
-    # In a process of its own: pytest may have threads, and Python warns of a fork where there are some.
+def test_forked_child_and_grandchild_have_their_own_key_prefix() -> None:
+    # The program runs in a new process: pytest may have threads, and Python warns about a fork with threads.
     program = """
 import os
-from postpress_async._call.idempotency import KEYS as maker
+from postpress_async._call.idempotency import KEYS
 
-print(maker.generate(), flush=True)
+print(KEYS.generate(), flush=True)
 if (child := os.fork()) == 0:
-    print(maker.generate(), flush=True)
+    print(KEYS.generate(), flush=True)
     if (grandchild := os.fork()) == 0:
-        print(maker.generate(), flush=True)
+        print(KEYS.generate(), flush=True)
     else:
         os.waitpid(grandchild, 0)
 else:
     os.waitpid(child, 0)
-    print(maker.generate(), flush=True)
+    print(KEYS.generate(), flush=True)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     keys = done.stdout.split()

@@ -1,4 +1,4 @@
-"""When a call is retried, and after how long: with a stub of the transport and a manual clock."""
+"""Which errors are retried, and after how many seconds. The API is a stub, and tests advance the clock."""
 
 import asyncio
 import copy
@@ -37,8 +37,7 @@ NO_WAIT = tenacity.wait_none()
 
 
 @pytest.mark.parametrize(("type_", "kind"), errors.BY_TYPE.items())
-def test_each_listed_type_is_retried_or_fatal(type_: str, kind: type[ApiError]) -> None:
-    """Retryable: sent until the attempts are spent; fatal: exactly once."""
+def test_only_the_five_retryable_types_are_retried(type_: str, kind: type[ApiError]) -> None:
     assert kind.status is not None
     api = StubApi([answer(kind.status, type_)])
 
@@ -69,20 +68,19 @@ def test_each_listed_type_is_retried_or_fatal(type_: str, kind: type[ApiError]) 
         pytest.param(lambda: errors.ConnectionLostError("x"), True, id="connection lost"),
         pytest.param(lambda: errors.AttemptTimeoutError("x"), True, id="attempt timed out"),
         pytest.param(lambda: errors.TlsError("x"), False, id="certificate not trusted"),
-        pytest.param(lambda: errors.AnswerError("x", 200), False, id="200 that cannot be true"),
+        pytest.param(lambda: errors.AnswerError("x", 200), False, id="invalid 200"),
         pytest.param(lambda: errors.AnswerError("x", 302), False, id="redirect"),
         pytest.param(lambda: errors.AnswerError("x", 502), True, id="502 too large to read"),
-        pytest.param(lambda: errors.AnswerError("x", None), False, id="no HTTP"),
+        pytest.param(lambda: errors.AnswerError("x", None), False, id="response that is not HTTP"),
         pytest.param(lambda: errors.DeadlineError("x"), False, id="deadline"),
         pytest.param(lambda: errors.ConfigurationError("x"), False, id="configuration"),
         pytest.param(lambda: errors.SessionClosedError("x"), False, id="session closed"),
-        pytest.param(PostPressError, False, id="the base of all"),
+        pytest.param(PostPressError, False, id="base class"),
     ],
 )
-def test_what_the_reference_does_not_list_is_retried_or_fatal(
+def test_errors_that_the_reference_does_not_list_are_retried_or_fatal(
     make: Callable[[], PostPressError], retried: bool
 ) -> None:
-    """Errors of a gateway in front of an API, and errors that waiting does not help."""
     api = StubApi([make])
 
     failed(RetryPolicy(), api)
@@ -93,21 +91,20 @@ def test_what_the_reference_does_not_list_is_retried_or_fatal(
 @pytest.mark.parametrize(
     "kind", [ValueError, KeyError, OSError, TimeoutError, asyncio.CancelledError, KeyboardInterrupt]
 )
-@pytest.mark.parametrize("before", [[], [BUSY]], ids=["at first", "after a retry"])
-def test_what_is_no_error_of_ours_passes_through(kind: type[BaseException], before: list[Any]) -> None:
-    """A bug is not retried, a cancellation is never caught, and neither is wrapped."""
-    api = StubApi([*before, kind])
+@pytest.mark.parametrize("failures", [[], [BUSY]], ids=["in the first attempt", "in the second attempt"])
+def test_foreign_exceptions_are_raised_unchanged(kind: type[BaseException], failures: list[Any]) -> None:
+    """Bugs and cancellations are neither retried nor wrapped."""
+    api = StubApi([*failures, kind])
 
     with pytest.raises(kind) as caught:
         play(RetryPolicy(), api)
     assert type(caught.value) is kind
-    assert api.made == len(before) + 1
+    assert api.made == len(failures) + 1
     assert not RetryPolicy(also_on=(PostPressError,)).retries(kind())
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2, 3])
-def test_the_first_success_is_the_result(failures: int) -> None:
-    """And nothing is sent after it."""
+def test_call_ends_with_the_first_success(failures: int) -> None:
     api = StubApi([BUSY] * failures + [DONE])
 
     assert play(RetryPolicy(), api) == DONE
@@ -115,18 +112,16 @@ def test_the_first_success_is_the_result(failures: int) -> None:
     assert len(api.naps) == failures
 
 
-def test_the_last_error_is_raised_as_it_was() -> None:
-    """The same object is raised, without a chain; its history has the earlier errors."""
-    made = [errors.ConnectError("first"), errors.ConnectError("second"), errors.TlsError("last")]
+def test_last_error_is_raised_without_cause_and_context() -> None:
+    raised = [errors.ConnectError("first"), errors.ConnectError("second"), errors.TlsError("last")]
 
-    error = failed(RetryPolicy(), StubApi([lambda cause=cause: cause for cause in made]))
-    assert error is made[-1]
+    error = failed(RetryPolicy(), StubApi([lambda error=error: error for error in raised]))
+    assert error is raised[-1]
     assert (error.__cause__, error.__context__) == (None, None)
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3, 10])
-def test_attempts_are_counted_with_the_first(attempts: int) -> None:
-    """One attempt means no retry."""
+def test_attempts_include_the_first(attempts: int) -> None:
     api = StubApi([BUSY])
 
     failed(RetryPolicy(attempts=attempts, deadline=math.inf), api)
@@ -134,44 +129,50 @@ def test_attempts_are_counted_with_the_first(attempts: int) -> None:
     assert len(api.naps) == attempts - 1
 
 
-# --- Adding and taking away ----------------------------------------------------------------------
-
-
-def test_attempts_that_do_not_count_use_up_none() -> None:
-    """Attempts during a known outage do not count."""
+def test_attempts_during_a_known_outage_do_not_count() -> None:
     api = StubApi([BUSY] * 9 + [DONE], counted=False)
 
     assert play(RetryPolicy(attempts=2, wait=NO_WAIT), api) == DONE
     assert api.made == 10
 
 
-def test_the_waits_of_a_patient_call_are_part_of_its_deadline_if_its_attempts_count() -> None:
-    """Where its attempts count; where they do not, an outage costs it time and no account."""
-    counting = StubApi([BUSY])
-    not_counted = StubApi([BUSY] * 9 + [DONE], patient=True, counted=False)
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "known outage"])
+def test_backoff_after_an_attempt_in_an_outage_does_not_count_against_the_deadline(counted: bool) -> None:
+    """A rotation's call waits out an outage, however short its deadline is."""
+    api = StubApi([BUSY] * 9 + [DONE], patient=True, counted=counted)
     policy = RetryPolicy(attempts=99, deadline=10.0, wait=tenacity.wait_fixed(11.0))
 
-    failed(policy, counting)
-    assert counting.made == 1
-    assert play(policy, not_counted) == DONE
+    if counted:
+        failed(policy, api)
+        assert api.made == 1
+    else:
+        assert play(policy, api) == DONE
+
+
+# --- also_on and never_on ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("also_on", "never_on", "retried"),
     [
-        pytest.param((errors.NoChannelError,), (), True, id="the class itself is added"),
-        pytest.param((errors.UnavailableError,), (), True, id="its family is added"),
-        pytest.param((PostPressError,), (), True, id="everything is added"),
-        pytest.param((errors.NoHandlerError,), (), False, id="its sister is added"),
-        pytest.param((errors.NoChannelError,), (errors.NoChannelError,), False, id="added and taken away"),
+        pytest.param((errors.NoChannelError,), (), True, id="also its class"),
+        pytest.param((errors.UnavailableError,), (), True, id="also its base class"),
+        pytest.param((PostPressError,), (), True, id="also everything"),
+        pytest.param((errors.NoHandlerError,), (), False, id="also a sibling class"),
         pytest.param(
-            (errors.NoChannelError,), (errors.UnavailableError,), False, id="added, its family taken away"
+            (errors.NoChannelError,), (errors.NoChannelError,), False, id="also and never its class"
         ),
-        pytest.param((errors.UnavailableError,), (errors.NoHandlerError,), True, id="its sister taken away"),
+        pytest.param(
+            (errors.NoChannelError,), (errors.UnavailableError,), False, id="also its class, never its base"
+        ),
+        pytest.param(
+            (errors.UnavailableError,), (errors.NoHandlerError,), True, id="also its base, never a sibling"
+        ),
     ],
 )
-def test_a_fatal_class_can_be_added(also_on: Any, never_on: Any, retried: bool) -> None:
-    """An operator may know better; what is taken away beats what is added."""
+def test_fatal_error_is_retried_if_also_on_has_its_class_and_never_on_does_not(
+    also_on: Any, never_on: Any, retried: bool
+) -> None:
     policy = RetryPolicy(also_on=also_on, never_on=never_on)
     api = StubApi([answer(503, "errors/no_channel")])
 
@@ -180,8 +181,7 @@ def test_a_fatal_class_can_be_added(also_on: Any, never_on: Any, retried: bool) 
 
 
 @pytest.mark.parametrize("never_on", [errors.ProxyError, errors.BadGatewayError, ApiError, PostPressError])
-def test_a_retried_class_can_be_taken_away(never_on: type[PostPressError]) -> None:
-    """A class is excluded alone or with its subclasses; others are still retried."""
+def test_never_on_excludes_a_class_with_its_subclasses(never_on: type[PostPressError]) -> None:
     policy = RetryPolicy(never_on=(never_on,))
     api = StubApi([answer(502, "errors/proxy_error")])
 
@@ -190,8 +190,8 @@ def test_a_retried_class_can_be_taken_away(never_on: type[PostPressError]) -> No
     assert policy.retries(errors.ConnectError("x")) is (never_on is not PostPressError)
 
 
-def test_what_is_added_holds_for_the_error_of_this_very_attempt() -> None:
-    """A call may fail in another way each time, and each is judged by itself."""
+def test_also_on_is_applied_to_the_error_of_each_attempt() -> None:
+    """The third error ends the call, although also_on has the class of the second."""
     api = StubApi([BUSY, answer(503, "errors/no_channel"), answer(400), DONE])
 
     failed(RetryPolicy(also_on=(errors.NoChannelError,)), api, errors.BadRequestError)
@@ -207,8 +207,8 @@ def test_what_is_added_holds_for_the_error_of_this_very_attempt() -> None:
         pytest.param(RetryPolicy(retry=tenacity.retry_always, stop=tenacity.stop_never), id="strategies"),
     ],
 )
-def test_no_strategy_repeats_a_managed_change_in_doubt_without_a_key(policy: RetryPolicy) -> None:
-    """A second managed proxy would be handed out, and billed."""
+def test_no_policy_retries_a_managed_change_in_doubt_without_a_key(policy: RetryPolicy) -> None:
+    """A retry might assign, and bill, a second managed proxy."""
     api = StubApi([answer(504, "errors/request_timeout"), DONE], change=ManagedProxy(country="US"))
     api.keys = FixedKey(None)
 
@@ -219,8 +219,7 @@ def test_no_strategy_repeats_a_managed_change_in_doubt_without_a_key(policy: Ret
 # --- The deadline --------------------------------------------------------------------------------
 
 
-def test_a_wait_that_would_overrun_the_deadline_is_not_begun() -> None:
-    """The error is raised at once instead of after a useless wait."""
+def test_call_fails_at_once_if_the_next_wait_would_exceed_the_deadline() -> None:
     api = StubApi([BUSY], takes=3.0)
 
     failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), api)
@@ -228,18 +227,20 @@ def test_a_wait_that_would_overrun_the_deadline_is_not_begun() -> None:
     assert api.ends == [1003.0, 1011.0]
 
 
-def test_time_that_passed_before_the_first_attempt_counts() -> None:
-    """A call may have waited for its turn; its deadline started before."""
+def test_time_before_the_first_attempt_counts_against_the_deadline() -> None:
+    """A call may have waited for a permit, or for an earlier update of its account."""
     api = StubApi([BUSY], late=8.0)
 
     failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), api)
     assert api.made == 1
 
 
-def test_time_in_the_queue_of_the_pacer_does_not_count_for_a_patient_call() -> None:
+def test_waiting_for_a_permit_does_not_count_if_the_call_waits_out_outages() -> None:
     """An outage may last for hours."""
 
-    class Closed(Pacer):
+    class HourlyPacer(Pacer):
+        """Grants each permit after an hour."""
+
         def try_acquire(self) -> Permit | None:
             return None
 
@@ -250,13 +251,12 @@ def test_time_in_the_queue_of_the_pacer_does_not_count_for_a_patient_call() -> N
             future.set_result(permit)
             return future
 
-    api = StubApi([BUSY, BUSY, DONE], patient=True, pacer=Closed)
+    api = StubApi([BUSY, BUSY, DONE], patient=True, pacer=HourlyPacer)
 
     assert play(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(2.0)), api) == DONE
 
 
-def test_without_a_deadline_only_the_attempts_count() -> None:
-    """`math.inf` means no limit."""
+def test_infinite_deadline_limits_nothing() -> None:
     api = StubApi([BUSY], takes=1e6)
 
     failed(RetryPolicy(deadline=math.inf, wait=tenacity.wait_fixed(1e6)), api)
@@ -268,7 +268,7 @@ def test_without_a_deadline_only_the_attempts_count() -> None:
     takes=st.floats(0.0, 100.0),
     late=st.floats(0.0, 100.0),
     waits=st.lists(st.floats(0.0, 200.0), min_size=1, max_size=8),
-    floors=st.lists(st.none() | st.floats(0.0, 200.0), min_size=1, max_size=8),
+    retry_afters=st.lists(st.none() | st.floats(0.0, 200.0), min_size=1, max_size=8),
     stop=st.sampled_from([None, tenacity.stop_never, tenacity.stop_after_attempt(7)]),
 )
 def test_no_wait_ends_after_the_deadline(
@@ -276,14 +276,14 @@ def test_no_wait_ends_after_the_deadline(
     takes: float,
     late: float,
     waits: list[float],
-    floors: list[float | None],
+    retry_afters: list[float | None],
     stop: Callable[[tenacity.RetryCallState], bool] | None,
 ) -> None:
-    """This holds for all durations, wait strategies and Retry-After values."""
+    """Whatever the durations, the wait strategy and the Retry-After."""
     chain = tenacity.wait_chain(*map(tenacity.wait_fixed, [*waits, 1.0]))
     policy = RetryPolicy(attempts=20, deadline=deadline, wait=chain, stop=stop)
     api = StubApi(
-        [answer(503, "errors/service_unavailable", floor) for floor in floors],
+        [answer(503, "errors/service_unavailable", retry_after) for retry_after in retry_afters],
         takes,
         late=late,
     )
@@ -291,7 +291,7 @@ def test_no_wait_ends_after_the_deadline(
 
     for ended, nap in zip(api.ends, api.naps, strict=False):
         assert ended + nap - START <= deadline
-    assert len(api.naps) == max(0, api.made - 1)  # it may be too late for any
+    assert len(api.naps) == max(0, api.made - 1)  # no attempt is requests if `late` exceeds the deadline
     assert all(nap <= LONGEST_RETRY_AFTER or nap in waits for nap in api.naps)
 
 
@@ -299,56 +299,60 @@ def test_no_wait_ends_after_the_deadline(
 
 
 @pytest.mark.parametrize(
-    ("asked", "wait", "slept"),
+    ("retry_after", "wait", "slept"),
     [
-        pytest.param(7.0, 0.0, 7.0, id="over the backoff"),
-        pytest.param(7.0, 9.0, 9.0, id="under the backoff"),
+        pytest.param(7.0, 0.0, 7.0, id="longer than the backoff"),
+        pytest.param(7.0, 9.0, 9.0, id="shorter than the backoff"),
         pytest.param(0.0, 9.0, 9.0, id="zero"),
-        pytest.param(None, 9.0, 9.0, id="none"),
-        pytest.param(100.0, 20.0, 100.0, id="over the longest backoff"),
+        pytest.param(None, 9.0, 9.0, id="no Retry-After"),
+        pytest.param(100.0, 20.0, 100.0, id="longer than the policy's max_wait"),
     ],
 )
-def test_retry_after_is_a_floor_under_the_wait(asked: float | None, wait: float, slept: float) -> None:
-    """Sooner is no use; later is the policy's own business."""
-    api = StubApi([answer(503, "errors/service_unavailable", asked), DONE])
+def test_wait_is_never_shorter_than_the_retry_after(
+    retry_after: float | None, wait: float, slept: float
+) -> None:
+    api = StubApi([answer(503, "errors/service_unavailable", retry_after), DONE])
 
     assert play(RetryPolicy(wait=tenacity.wait_fixed(wait)), api) == DONE
     assert api.naps == [slept]
 
 
-def test_retry_after_holds_for_the_wait_after_its_own_answer() -> None:
-    """The next answer may ask for less."""
+def test_retry_after_applies_only_to_the_next_wait() -> None:
     api = StubApi([answer(429, "", 30.0), answer(429, "", 1.0), answer(429), DONE])
 
     assert play(RetryPolicy(wait=NO_WAIT), api) == DONE
     assert api.naps == [30.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize(("asked", "made"), [(119.9, 2), (120.0, 2), (120.1, 1), (1e9, 1), (math.inf, 1)])
-def test_a_retry_after_over_two_minutes_is_given_up(asked: float, made: int) -> None:
-    """Regardless of the time left: the caller gets the error, and can come back."""
-    api = StubApi([answer(503, "errors/service_unavailable", asked), DONE])
-    policy = RetryPolicy(deadline=math.inf, wait=NO_WAIT)
+@pytest.mark.parametrize("retry_after", [119.9, 120.0])
+def test_call_waits_for_a_retry_after_of_up_to_two_minutes(retry_after: float) -> None:
+    api = StubApi([answer(503, "errors/service_unavailable", retry_after), DONE])
 
-    if made == 2:
-        assert play(policy, api) == DONE
-    else:
-        assert failed(policy, api).retry_after == asked
-    assert api.made == made
+    assert play(RetryPolicy(deadline=math.inf, wait=NO_WAIT), api) == DONE
+    assert api.naps == [retry_after]
+
+
+@pytest.mark.parametrize("retry_after", [120.1, 1e9, math.inf])
+def test_call_fails_at_once_if_the_retry_after_is_over_two_minutes(retry_after: float) -> None:
+    """Even without a deadline. The error has the seconds, so that the caller can try again later."""
+    api = StubApi([answer(503, "errors/service_unavailable", retry_after), DONE])
+
+    assert failed(RetryPolicy(deadline=math.inf, wait=NO_WAIT), api).retry_after == retry_after
+    assert api.made == 1
     assert LONGEST_RETRY_AFTER == 120.0
 
 
-def test_a_retry_after_over_the_deadline_is_given_up() -> None:
-    """At once, and it stays on the error."""
+def test_call_fails_at_once_if_the_retry_after_exceeds_the_deadline() -> None:
     api = StubApi([answer(503, "errors/service_unavailable", 11.0)])
 
     assert failed(RetryPolicy(deadline=10.0), api).retry_after == 11.0
     assert (api.made, api.naps) == (1, [])
 
 
-@pytest.mark.parametrize("waits_out_outages", [True, False], ids=["patient", "not"])
-def test_a_patient_call_waits_as_it_is_asked_whatever_its_deadline(waits_out_outages: bool) -> None:
-    """A rotation has the night; the caller of a single update does not."""
+@pytest.mark.parametrize("waits_out_outages", [True, False], ids=["rotation", "single call"])
+def test_only_a_call_that_waits_out_outages_waits_for_a_retry_after_beyond_its_deadline(
+    waits_out_outages: bool,
+) -> None:
     api = StubApi(
         [answer(503, "errors/service_unavailable", retry_after=60.0), DONE],
         patient=waits_out_outages,
@@ -363,15 +367,15 @@ def test_a_patient_call_waits_as_it_is_asked_whatever_its_deadline(waits_out_out
         assert api.naps == []
 
 
-def test_a_retry_after_makes_no_fatal_error_retryable() -> None:
-    """Some gateways put it on everything."""
+def test_fatal_error_with_a_retry_after_is_not_retried() -> None:
+    """Some gateways add the header to all error responses."""
     api = StubApi([answer(400, "errors/invalid_parameters", 1.0)])
 
     failed(RetryPolicy(), api)
     assert api.made == 1
 
 
-# --- Strategies of the user's own ----------------------------------------------------------------
+# --- Wait and stop strategies --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -388,21 +392,18 @@ def test_a_retry_after_makes_no_fatal_error_retryable() -> None:
             tenacity.wait_chain(tenacity.wait_fixed(5), tenacity.wait_fixed(1)), [5.0, 1.0, 1.0], id="chain"
         ),
         pytest.param(lambda state: 10.0 * state.attempt_number, [10.0, 20.0, 30.0], id="function"),
-        pytest.param(lambda state: state.idle_for + 1.0, [1.0, 2.0, 4.0], id="function of what was waited"),
+        pytest.param(lambda state: state.idle_for + 1.0, [1.0, 2.0, 4.0], id="function of earlier waits"),
         pytest.param(lambda state: state.seconds_since_start, [1.0, 3.0, 7.0], id="function of the time"),
     ],
 )
-def test_a_wait_of_the_user_s_own_takes_the_place_of_the_jitter(wait: Any, slept: list[float]) -> None:
-    """Any strategy of tenacity's, or a function like one."""
+def test_wait_strategy_replaces_the_jitter(wait: Any, slept: list[float]) -> None:
     api = StubApi([BUSY], takes=1.0)
 
     failed(RetryPolicy(wait=wait), api)
     assert api.naps == pytest.approx(slept)
 
 
-def test_a_strategy_sees_the_error_of_the_attempt() -> None:
-    """To wait longer after one kind than after another."""
-
+def test_wait_strategy_can_depend_on_the_error() -> None:
     def wait(state: tenacity.RetryCallState) -> float:
         assert state.outcome is not None
         return 5.0 if isinstance(state.outcome.exception(), errors.ProxyError) else 1.0
@@ -414,7 +415,7 @@ def test_a_strategy_sees_the_error_of_the_attempt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop", "made"),
+    ("stop", "requests"),
     [
         pytest.param(tenacity.stop_after_attempt(2), 2, id="fewer attempts"),
         pytest.param(tenacity.stop_after_attempt(9), 9, id="more attempts"),
@@ -423,20 +424,17 @@ def test_a_strategy_sees_the_error_of_the_attempt() -> None:
         pytest.param(tenacity.stop_after_attempt(5) | tenacity.stop_before_delay(25), 3, id="either of two"),
         pytest.param(tenacity.stop_after_attempt(5) & tenacity.stop_before_delay(25), 5, id="both of two"),
         pytest.param(lambda state: state.attempt_number == 6, 6, id="function"),
-        pytest.param(tenacity.stop_never, 12, id="never: the deadline holds all the same"),
+        pytest.param(tenacity.stop_never, 12, id="never, so only the deadline applies"),
     ],
 )
-def test_a_stop_of_the_user_s_own_takes_the_place_of_the_attempts(stop: Any, made: int) -> None:
-    """And not of the deadline, which someone further up counts on."""
+def test_stop_strategy_replaces_attempts_but_not_the_deadline(stop: Any, requests: int) -> None:
     api = StubApi([BUSY])
 
     failed(RetryPolicy(attempts=1, stop=stop, wait=tenacity.wait_fixed(10)), api)
-    assert api.made == made
+    assert api.made == requests
 
 
-def test_a_wait_that_is_a_coroutine_function_is_awaited() -> None:
-    """tenacity's own AsyncRetrying awaits them, too."""
-
+def test_wait_strategy_may_be_a_coroutine_function() -> None:
     async def wait(state: tenacity.RetryCallState) -> float:
         return 2.0 * state.attempt_number
 
@@ -447,30 +445,34 @@ def test_a_wait_that_is_a_coroutine_function_is_awaited() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [None, 3.0, 121.0], ids=["no Retry-After", "Retry-After", "long Retry-After"]
+    ("retry_after", "wait", "requests"),
+    [
+        pytest.param(None, 1.0, 3, id="stop strategy"),
+        pytest.param(3.0, 1.0, 3, id="stop strategy, with a Retry-After"),
+        pytest.param(None, 11.0, 1, id="wait exceeds the deadline"),
+        pytest.param(121.0, 1.0, 1, id="Retry-After over two minutes"),
+    ],
 )
-@pytest.mark.parametrize("wait", [1.0, 11.0], ids=["wait within the deadline", "wait over it"])
-def test_a_stop_that_is_a_coroutine_function_is_awaited_and_no_more_than_a_stop(
-    asked: float | None, wait: float
+def test_stop_strategy_may_be_a_coroutine_function(
+    retry_after: float | None, wait: float, requests: int
 ) -> None:
-    """The deadline and the longest Retry-After hold all the same."""
+    """The deadline and the longest Retry-After apply too."""
 
     async def stop(state: tenacity.RetryCallState) -> bool:
         return state.attempt_number >= 3
 
-    api = StubApi([answer(503, "errors/service_unavailable", asked)])
+    api = StubApi([answer(503, "errors/service_unavailable", retry_after)])
     policy = RetryPolicy(stop=stop, wait=tenacity.wait_fixed(wait), deadline=10.0)
 
     failed(policy, api)
-    assert api.made == (1 if wait > 10.0 or asked == 121.0 else 3)
-    assert sum(api.naps) < 10.0
+    assert api.made == requests
 
 
 # --- Jitter --------------------------------------------------------------------------------------
 
 
-def test_no_number_of_attempts_is_too_many() -> None:
-    """A policy of hours doubles beyond what a float holds; its error must be the API's and not that."""
+def test_number_of_attempts_may_be_very_high() -> None:
+    """2 ** 1099 is more than a float holds. The call must raise the API's error, not an `OverflowError`."""
     api = StubApi([BUSY])
 
     failed(RetryPolicy(attempts=1100, deadline=math.inf), api, errors.ServiceUnavailableError)
@@ -479,8 +481,9 @@ def test_no_number_of_attempts_is_too_many() -> None:
 
 
 @given(first_wait=st.floats(0.001, 100.0), max_wait=st.floats(0.001, 100.0), attempts=st.integers(1, 12))
-def test_the_waits_of_a_call_keep_the_formula(first_wait: float, max_wait: float, attempts: int) -> None:
-    """From 0 to ``min(max_wait, first_wait * 2 ** (n - 1))``, as the docstring says."""
+def test_each_wait_is_within_the_documented_formula(
+    first_wait: float, max_wait: float, attempts: int
+) -> None:
     api = StubApi([BUSY])
     policy = RetryPolicy(attempts=attempts, deadline=math.inf, first_wait=first_wait, max_wait=max_wait)
 
@@ -489,33 +492,30 @@ def test_the_waits_of_a_call_keep_the_formula(first_wait: float, max_wait: float
         assert 0.0 <= nap <= min(max_wait, first_wait * 2 ** (number - 1))
 
 
-def test_the_policy_s_own_waits_are_its_jitter() -> None:
-    """Without another strategy, `first_wait` and `max_wait` determine the jitter."""
+def test_jitter_uses_the_whole_range_of_each_wait() -> None:
     apis = [StubApi([BUSY]) for _ in range(300)]
     for api in apis:
         failed(RetryPolicy(first_wait=1.0, max_wait=3.0), api)
 
-    for number, edge in enumerate([1.0, 2.0, 3.0]):
+    for number, longest in enumerate([1.0, 2.0, 3.0]):
         naps = [api.naps[number] for api in apis]
-        assert 0.9 * edge < max(naps) <= edge
-        assert 0.0 <= min(naps) < 0.1 * edge
+        assert 0.9 * longest < max(naps) <= longest
+        assert 0.0 <= min(naps) < 0.1 * longest
 
 
-# --- What a call costs and leaves ----------------------------------------------------------------
+# --- Efficiency and reference cycles -------------------------------------------------------------
 
 
-def test_a_success_at_once_asks_no_strategy() -> None:
-    """The usual case pays nothing for the retry."""
-
+def test_call_that_succeeds_at_once_calls_no_strategy() -> None:
     def forbidden(_state: tenacity.RetryCallState) -> Any:
-        raise AssertionError("asked after a success")
+        raise AssertionError("called after a success")
 
     assert play(RetryPolicy(wait=forbidden, stop=forbidden), StubApi([DONE])) == DONE
 
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """What is freed inside is freed by its last reference alone."""
+    """Disable the garbage collector, so that reference cycles stay in memory."""
     gc.collect()
     gc.disable()
     try:
@@ -529,21 +529,19 @@ def no_collector() -> Iterator[None]:
     [
         pytest.param([DONE], None, id="success"),
         pytest.param([BUSY, DONE], None, id="success after a failure"),
-        pytest.param([BUSY, BUSY, BUSY, DONE], None, id="success at last"),
-        pytest.param([answer(400)], errors.BadRequestError, id="fatal"),
-        pytest.param([BUSY, answer(400)], errors.BadRequestError, id="fatal after a failure"),
-        pytest.param([BUSY], errors.ServiceUnavailableError, id="attempts spent"),
+        pytest.param([BUSY, BUSY, BUSY, DONE], None, id="success in the last attempt"),
+        pytest.param([answer(400)], errors.BadRequestError, id="fatal error"),
+        pytest.param([BUSY, answer(400)], errors.BadRequestError, id="fatal error after a failure"),
+        pytest.param([BUSY], errors.ServiceUnavailableError, id="no attempt left"),
         pytest.param([answer(429, "", 121.0)], errors.TooManyRequestsError, id="long Retry-After"),
         pytest.param([BUSY, KeyError], KeyError, id="a bug after a failure"),
         pytest.param([BUSY, asyncio.CancelledError], asyncio.CancelledError, id="cancelled after a failure"),
     ],
 )
-def test_no_call_leaves_a_cycle_of_references(
-    answers: list[Any], ends_in: type[BaseException] | None
-) -> None:
-    """A traceback in a cycle keeps its frames, with sockets and secrets, until the collector comes by."""
+def test_call_leaves_no_reference_cycle(answers: list[Any], ends_in: type[BaseException] | None) -> None:
+    """A traceback in a cycle keeps frames with sockets and secrets until the garbage collector runs."""
 
-    async def scene() -> int:
+    async def count_uncollected() -> int:
         api = StubApi(answers)
         policy = RetryPolicy(wait=NO_WAIT, sleep=api.nap)
         with no_collector():
@@ -553,24 +551,22 @@ def test_no_call_leaves_a_cycle_of_references(
                 outcome: type[BaseException] | None = type(error)
             else:
                 outcome = None
-            left = gc.collect()
+            uncollected = gc.collect()
         assert outcome is ends_in
-        return left
+        return uncollected
 
     with asyncio.Runner(loop_factory=ManualLoop) as runner:
-        assert runner.run(scene()) == 0
+        assert runner.run(count_uncollected()) == 0
 
 
-def test_a_call_that_is_cancelled_in_its_wait_leaves_no_cycle() -> None:
-    """The failure it waited after is let go with it."""
-
+def test_call_cancelled_during_a_backoff_leaves_no_reference_cycle() -> None:
     @define(eq=False)
-    class Waiting(StubApi):
+    class EndlessNap(StubApi):
         async def nap(self, seconds: float) -> None:
             await asyncio.get_running_loop().create_future()
 
-    async def scene() -> int:
-        api = Waiting([BUSY])
+    async def count_uncollected() -> int:
+        api = EndlessNap([BUSY])
         policy = RetryPolicy(sleep=api.nap)
         with no_collector():
             task = asyncio.create_task(api.call(policy))
@@ -582,25 +578,23 @@ def test_a_call_that_is_cancelled_in_its_wait_leaves_no_cycle() -> None:
             return gc.collect()
 
     with asyncio.Runner(loop_factory=ManualLoop) as runner:
-        assert runner.run(scene()) == 0
+        assert runner.run(count_uncollected()) == 0
 
 
-# --- The value itself ----------------------------------------------------------------------------
+# --- Validation and equality of a policy ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["attempt_timeout", "deadline", "first_wait", "max_wait"])
 @pytest.mark.parametrize(
     "value", [0, -1, 0.0, -0.0, -math.inf, math.nan, True, "1", None, timedelta(seconds=1), 1j], ids=str
 )
-def test_a_number_of_seconds_is_above_zero(name: str, value: Any) -> None:
-    """A mistake in a policy is reported when it is created, not at the first failure of the night."""
+def test_seconds_must_be_a_number_above_zero(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0"):
         RetryPolicy(**{name: value})
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, True, "4", None, math.inf], ids=str)
-def test_attempts_are_a_whole_number_from_1(value: Any) -> None:
-    """None, and infinity, are what a *stop* is for."""
+def test_attempts_must_be_an_integer_from_1(value: Any) -> None:
     with pytest.raises(ValueError, match="attempts must be an integer from 1"):
         RetryPolicy(attempts=value)
 
@@ -619,37 +613,36 @@ def test_attempts_are_a_whole_number_from_1(value: Any) -> None:
     ],
     ids=["ValueError", "Exception", "an error, not its class", "a type", "a status", "text", "None"],
 )
-def test_classes_are_classes_of_errors(name: str, value: Any) -> None:
-    """A type or status given by mistake would match nothing."""
+def test_also_on_and_never_on_reject_anything_but_error_classes(name: str, value: Any) -> None:
+    """An error type or status passed by mistake would match nothing."""
     with pytest.raises(ValueError, match=f"{name} must have classes of postpress_async.errors"):
         RetryPolicy(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["also_on", "never_on"])
 def test_a_single_error_class_must_be_in_a_tuple(name: str) -> None:
-    """The likeliest slip: without the comma it is no tuple."""
+    """``(ProxyError)`` without a comma is not a tuple, and an easy mistake."""
     with pytest.raises(ValueError, match=f"{name} must be a tuple of classes"):
         RetryPolicy(**{name: errors.ProxyError})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["retry", "wait", "stop", "before", "after", "before_sleep", "sleep"])
-@pytest.mark.parametrize("value", [5], ids=["number"])
-def test_a_strategy_is_something_to_call(name: str, value: Any) -> None:
-    """Otherwise the first failure would be a TypeError instead of the API's error."""
-    with pytest.raises(ValueError, match=name):
-        RetryPolicy(**{name: value})
+def test_strategies_and_callbacks_must_be_callable(name: str) -> None:
+    options: dict[str, Any] = {name: 5}
+
+    with pytest.raises(ValueError, match=f"{name} must be callable"):
+        RetryPolicy(**options)
 
 
 @pytest.mark.parametrize(
     "kinds", [[errors.NoChannelError], {errors.NoChannelError}, iter([errors.NoChannelError])]
 )
-def test_classes_may_come_in_any_collection(kinds: Any) -> None:
-    """The classes are kept as a tuple, which cannot change."""
+def test_error_classes_may_be_in_any_iterable(kinds: Any) -> None:
     assert RetryPolicy(also_on=kinds).also_on == (errors.NoChannelError,)
 
 
-def test_a_policy_s_numbers_are_the_documented_ones() -> None:
-    """The README, the docstring and the design name them."""
+def test_defaults_of_a_policy() -> None:
+    """A change of a default must be documented as well."""
     policy = RetryPolicy()
 
     assert (policy.attempts, policy.attempt_timeout, policy.deadline) == (4, 30.0, 120.0)
@@ -658,8 +651,7 @@ def test_a_policy_s_numbers_are_the_documented_ones() -> None:
     assert policy.sleep is asyncio.sleep
 
 
-def test_a_policy_is_a_value() -> None:
-    """Equal if its numbers are, hashable, unchangeable, and named."""
+def test_policy_is_comparable_hashable_immutable_and_keyword_only() -> None:
     assert RetryPolicy() == RetryPolicy()
     assert hash(RetryPolicy()) == hash(RetryPolicy())
     assert RetryPolicy(attempts=5) != RetryPolicy()
@@ -669,8 +661,8 @@ def test_a_policy_is_a_value() -> None:
         RetryPolicy(5)  # type: ignore[call-arg]
 
 
-def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
-    """Values that the first policy derived from its numbers are not copied."""
+def test_evolved_policy_uses_its_own_settings() -> None:
+    """A policy makes tenacity objects from its settings. `evolve` must not copy them from the old policy."""
     api = StubApi([answer(503, "errors/no_channel")])
     policy = evolve(RetryPolicy(), attempts=2, also_on=(errors.NoChannelError,), wait=tenacity.wait_fixed(9))
 
@@ -725,19 +717,20 @@ def test_a_policy_made_from_another_follows_its_own_numbers() -> None:
         ),
     ],
 )
-def test_a_policy_can_explain_itself(policy: RetryPolicy, error: Any, explanation: str) -> None:
-    """Why was this not retried? is what an operator asks of a log."""
+def test_policy_explains_whether_and_why_an_error_is_retried(
+    policy: RetryPolicy, error: Any, explanation: str
+) -> None:
     assert explanation in policy.explain(error())
 
 
-def test_a_policy_travels_as_what_it_was_made_of() -> None:
-    """To a worker of a cluster, say: what tenacity keeps beside it, older ones with a lock, stays here."""
+def test_policy_is_pickled_and_copied_without_tenacity_s_state() -> None:
+    """Policies are sent to cluster workers, and in older versions of tenacity the state contains a lock."""
     policy = RetryPolicy(attempts=7, also_on=(errors.NoChannelError,), stop=tenacity.stop_never)
-    packed = pickle.dumps(evolve(policy, wait=tenacity.wait_random_exponential(1.0, 2.0)))
-    there = evolve(pickle.loads(packed), wait=None)
+    pickled = pickle.dumps(evolve(policy, wait=tenacity.wait_random_exponential(1.0, 2.0)))
+    unpickled = evolve(pickle.loads(pickled), wait=None)
 
-    assert evolve(there, stop=None) == evolve(policy, stop=None)
-    assert isinstance(there.stop, type(policy.stop))
-    assert b"Retrying" not in packed
-    assert there.explain(errors.ConnectError("gone")) == policy.explain(errors.ConnectError("gone"))
+    assert evolve(unpickled, stop=None) == evolve(policy, stop=None)
+    assert isinstance(unpickled.stop, type(policy.stop))
+    assert b"Retrying" not in pickled
+    assert unpickled.explain(errors.ConnectError("gone")) == policy.explain(errors.ConnectError("gone"))
     assert copy.deepcopy(RetryPolicy()) == RetryPolicy()

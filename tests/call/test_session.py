@@ -1,4 +1,4 @@
-"""One account: the request, the response, and retries in between."""
+"""Updates of single accounts: requests, responses, retries, idempotency keys, and closing the session."""
 
 import asyncio
 import copy
@@ -29,7 +29,7 @@ from postpress_async.errors import Applied
 from postpress_async.pace import Pace
 from postpress_async.sandbox import Fault, Sandbox
 from tests.support import KEY
-from tests.support.virtual_world import in_virtual_time, world
+from tests.support.virtual_world import in_virtual_time, now, world
 
 BASE = "https://api.postpress.ai/v1"
 ENDPOINT = f"{BASE}/accounts/acc_01"
@@ -42,45 +42,44 @@ def envelope(type_: str, status: int | None, instance: str | None = None) -> dic
     return {"type": f"errors/{type_}", "title": "A title", "status": status, "instance": instance}
 
 
-def sent(api: Any) -> list[Any]:
-    """The requests that reached the transport's other end, oldest first."""
-    return [call for calls in api.requests.values() for call in calls]
+def requests_to(api: Any) -> list[Any]:
+    """The requests that aioresponses received, oldest first."""
+    return [request for requests in api.requests.values() for request in requests]
 
 
-def keys(api: Any) -> list[str]:
-    return [call.kwargs["headers"]["Idempotency-Key"] for call in sent(api)]
+def keys_of(api: Any) -> list[str]:
+    """The idempotency keys of these requests."""
+    return [request.kwargs["headers"]["Idempotency-Key"] for request in requests_to(api)]
 
 
-async def test_the_request_is_the_page_s(api, session) -> None:
-    """Method, path, header and body, with nothing in it that was not given."""
+async def test_request_is_the_one_in_the_reference(api, session) -> None:
+    """The body has only the fields that were set."""
     api.patch(ENDPOINT, payload=PATCHED)
 
     await session.update_proxy("acc_01", CustomProxy(host="h.example", port=1, password="p"))
 
     [(method, url)] = api.requests
-    [call] = sent(api)
+    [request] = requests_to(api)
     assert (method, url) == ("PATCH", URL(ENDPOINT))
-    assert call.kwargs["headers"]["X-API-KEY"] == KEY
-    body = await call.kwargs["data"].as_bytes()
+    assert request.kwargs["headers"]["X-API-KEY"] == KEY
+    body = await request.kwargs["data"].as_bytes()
     assert json.loads(body) == {"proxy": {"host": "h.example", "port": 1, "password": "p"}}
 
 
-async def test_the_answer_is_a_value_with_its_history(api, session) -> None:
-    """A caller that logs how it came about needs no second channel."""
+async def test_result_has_all_attempts(api, session) -> None:
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502))
     api.patch(ENDPOINT, payload=PATCHED)
 
-    done = await session.update_proxy("acc_01", US)
+    result = await session.update_proxy("acc_01", US)
 
-    assert done == AccountPatched("acc_01")
-    assert [(a.number, a.error, a.status) for a in done.attempts] == [
+    assert result == AccountPatched("acc_01")
+    assert [(attempt.number, attempt.error, attempt.status) for attempt in result.attempts] == [
         (1, "errors/proxy_error", 502),
         (2, None, 200),
     ]
 
 
-async def test_a_dead_proxy_is_tried_again(api, session, naps) -> None:
-    """A 502 proxy_error often passes: one wait, then the answer."""
+async def test_proxy_error_is_retried_after_at_most_half_a_second(api, session, naps) -> None:
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502))
     api.patch(ENDPOINT, payload=PATCHED)
 
@@ -90,8 +89,7 @@ async def test_a_dead_proxy_is_tried_again(api, session, naps) -> None:
 
 
 @pytest.mark.parametrize("type_", errors.BY_TYPE)
-async def test_a_type_is_retried_until_the_attempts_are_spent_or_not_at_all(api, session, type_) -> None:
-    """The five that pass are worth four attempts; to send any other again is to get it again."""
+async def test_retryable_types_get_four_attempts_and_other_types_one(api, session, type_) -> None:
     kind = errors.BY_TYPE[type_]
     api.patch(ENDPOINT, status=kind.status, payload=envelope(type_[7:], kind.status), repeat=True)
 
@@ -105,12 +103,12 @@ async def test_a_type_is_retried_until_the_attempts_are_spent_or_not_at_all(api,
         "request_timeout",
         "service_unavailable",
     }
-    assert len(sent(api)) == len(caught.value.attempts) == (4 if retried else 1)
+    assert len(requests_to(api)) == len(caught.value.attempts) == (4 if retried else 1)
     assert caught.value.account_id == "acc_01"
 
 
 @pytest.mark.parametrize(
-    ("answer", "attempts"),
+    ("response", "attempts"),
     [
         pytest.param({"status": 429, "payload": envelope("too_many_requests", 429)}, 4, id="a 429"),
         pytest.param({"status": 502, "body": "<html>Bad gateway</html>"}, 4, id="a bare 502 with HTML"),
@@ -123,20 +121,19 @@ async def test_a_type_is_retried_until_the_attempts_are_spent_or_not_at_all(api,
         pytest.param({"exception": aiohttp.ServerDisconnectedError()}, 4, id="a lost connection"),
     ],
 )
-async def test_what_the_reference_does_not_list_is_retried_where_every_api_s_clients_do(
-    api, session, answer, attempts
+async def test_responses_that_the_reference_does_not_list_are_retried_if_http_says_so(
+    api, session, response, attempts
 ) -> None:
-    """Gateways answer in front of the API, and connections break."""
-    api.patch(ENDPOINT, repeat=True, **answer)
+    """Gateways respond in place of the API, and connections break."""
+    api.patch(ENDPOINT, repeat=True, **response)
 
     with pytest.raises(errors.PostPressError) as caught:
         await session.update_proxy("acc_01", OWN)
 
-    assert len(sent(api)) == len(caught.value.attempts) == attempts
+    assert len(requests_to(api)) == len(caught.value.attempts) == attempts
 
 
-async def test_a_retry_after_is_a_floor_under_the_wait(api, session, naps) -> None:
-    """The wait is never shorter than the service asks for."""
+async def test_wait_is_not_shorter_than_the_retry_after(api, session, naps) -> None:
     api.patch(ENDPOINT, status=429, headers={"Retry-After": "7"})
     api.patch(ENDPOINT, payload=PATCHED)
 
@@ -145,8 +142,8 @@ async def test_a_retry_after_is_a_floor_under_the_wait(api, session, naps) -> No
     assert naps == [7.0]
 
 
-async def test_a_retry_after_beyond_the_deadline_gives_up_at_once(api, session, naps) -> None:
-    """Waiting would be useless; the error has the seconds, for callers that can wait longer."""
+async def test_call_fails_at_once_if_the_retry_after_exceeds_the_deadline(api, session, naps) -> None:
+    """The error has the seconds, for callers that can wait longer."""
     api.patch(ENDPOINT, status=503, headers={"Retry-After": "121"}, payload=envelope("network_down", 503))
 
     with pytest.raises(errors.NetworkDownError) as caught:
@@ -156,12 +153,12 @@ async def test_a_retry_after_beyond_the_deadline_gives_up_at_once(api, session, 
     assert caught.value.retry_after == 121.0
 
 
-async def test_seconds_that_were_recorded_and_not_slept_count_against_the_deadline(api, naps, policy) -> None:
-    """Under a deadline of 8 s, a test sees the attempts that a program will make."""
+async def test_backoff_that_a_test_does_not_sleep_counts_against_the_deadline(api, naps, policy) -> None:
+    """So a test sees as many attempts as a program that sleeps."""
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502), repeat=True)
-    short = evolve(policy, attempts=50, deadline=8.0, wait=tenacity.wait_fixed(2.0))
+    short_deadline = evolve(policy, attempts=50, deadline=8.0, wait=tenacity.wait_fixed(2.0))
 
-    async with PostPressSession(KEY, retry=short) as session:
+    async with PostPressSession(KEY, retry=short_deadline) as session:
         with pytest.raises(errors.ProxyError) as caught:
             await session.update_proxy("acc_01", OWN)
 
@@ -170,13 +167,13 @@ async def test_seconds_that_were_recorded_and_not_slept_count_against_the_deadli
 
 
 @in_virtual_time
-async def test_seconds_that_were_slept_count_once_against_the_deadline() -> None:
-    """The loop's clock has moved by them already, in virtual time too."""
-    short = RetryPolicy(attempts=50, deadline=8.0, wait=tenacity.wait_fixed(2.0))
-    async with world(retry=short) as made:
-        made.server.faults.script("acc_x", *["errors/proxy_error"] * 50)
+async def test_backoff_that_was_slept_counts_only_once_against_the_deadline() -> None:
+    """The loop's clock includes the backoff already, in virtual time too."""
+    short_deadline = RetryPolicy(attempts=50, deadline=8.0, wait=tenacity.wait_fixed(2.0))
+    async with world(retry=short_deadline) as simulated:
+        simulated.server.faults.script("acc_x", *["errors/proxy_error"] * 50)
         with pytest.raises(errors.ProxyError) as caught:
-            await made.call()
+            await simulated.call()
 
     assert len(caught.value.attempts) == 4
 
@@ -184,78 +181,76 @@ async def test_seconds_that_were_slept_count_once_against_the_deadline() -> None
 # --- Idempotency keys ---
 
 
-async def test_no_answer_means_the_same_key_again(api, session) -> None:
-    """If it was done, the API tells so instead of doing it twice."""
+async def test_attempt_after_a_lost_connection_reuses_the_key(api, session) -> None:
+    """If the API applied the change, it replays its stored response instead of applying the change again."""
     api.patch(ENDPOINT, exception=aiohttp.ServerDisconnectedError())
     api.patch(ENDPOINT, payload=PATCHED)
 
     await session.update_proxy("acc_01", US)
 
-    first, second = keys(api)
+    first, second = keys_of(api)
     assert first == second
 
 
 @pytest.mark.parametrize("change", [US, OWN], ids=["managed", "custom"])
-async def test_a_refusal_means_a_fresh_key(api, session, change) -> None:
-    """Under the same key the API may replay the stored refusal for ever."""
+async def test_attempt_after_an_error_response_has_a_new_key(api, session, change) -> None:
+    """For the old key, the API would replay the stored error response."""
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502))
     api.patch(ENDPOINT, payload=PATCHED)
 
     await session.update_proxy("acc_01", change)
 
-    first, second = keys(api)
+    first, second = keys_of(api)
     assert first != second
 
 
 @pytest.mark.parametrize(("change", "same"), [(US, True), (OWN, False)], ids=["managed", "custom"])
-async def test_an_answer_that_leaves_it_open_keeps_a_managed_change_s_key(api, session, change, same) -> None:
-    """A second managed proxy is handed out, and billed; setting one's own twice is setting it once."""
+async def test_only_a_managed_change_keeps_its_key_after_a_response_that_leaves_it_in_doubt(
+    api, session, change, same
+) -> None:
+    """A new key might assign and bill a second managed proxy. Setting a custom proxy twice does no harm."""
     api.patch(ENDPOINT, status=504, payload=envelope("request_timeout", 504))
     api.patch(ENDPOINT, payload=PATCHED)
 
     await session.update_proxy("acc_01", change)
 
-    first, second = keys(api)
+    first, second = keys_of(api)
     assert (first == second) is same
 
 
-async def test_a_stored_answer_that_comes_back_ends_a_managed_change_as_unknown(api, session) -> None:
-    """A replayed response is not a new attempt, so retrying cannot clear the doubt."""
+async def test_replayed_error_response_ends_a_managed_change_in_doubt(api, session) -> None:
+    """The API would replay the same response to every further attempt."""
     api.patch(ENDPOINT, status=504, payload=envelope("request_timeout", 504, "req_1"), repeat=True)
 
     with pytest.raises(errors.RequestTimeoutError) as caught:
         await session.update_proxy("acc_01", US)
 
-    assert len(sent(api)) == 2
+    assert len(requests_to(api)) == 2
     assert caught.value.applied is Applied.UNKNOWN
 
 
-async def test_a_refusal_after_a_doubt_keeps_a_managed_change_s_key(api, session) -> None:
-    """The refusal may be a gateway's, which knows nothing of the request that may have been carried out."""
+@pytest.mark.parametrize(
+    ("status", "type_"), [(503, "service_unavailable"), (502, "proxy_error")], ids=["503", "502"]
+)
+async def test_managed_change_in_doubt_keeps_its_key_after_an_error_response(
+    api, session, status, type_
+) -> None:
+    """A gateway may have sent the error response, which then says nothing about the earlier request."""
     api.patch(ENDPOINT, exception=aiohttp.ServerDisconnectedError())
-    api.patch(ENDPOINT, status=503, payload=envelope("service_unavailable", 503, "req_1"))
+    api.patch(ENDPOINT, status=status, payload=envelope(type_, status, "req_1"))
     api.patch(ENDPOINT, payload=PATCHED)
 
     await session.update_proxy("acc_01", US)
 
-    assert len(set(keys(api))) == 1
-
-
-async def test_no_refusal_ends_the_doubt_about_a_managed_change_or_renews_its_key(api, session) -> None:
-    """Any refusal may come from a gateway in front of the API."""
-    api.patch(ENDPOINT, exception=aiohttp.ServerDisconnectedError())
-    api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502, "req_1"))
-    api.patch(ENDPOINT, payload=PATCHED)
-
-    await session.update_proxy("acc_01", US)
-
-    first, second, third = keys(api)
+    first, second, third = keys_of(api)
     assert first == second == third
 
 
 @pytest.mark.parametrize("instance", ["", "-", "/v1/accounts/acc_01", "req_1", None])
-async def test_a_gateway_s_refusals_never_cost_a_second_managed_proxy(sandbox, policy, instance) -> None:
-    """A 503 says nothing about the lost response, even if it repeats or has another instance."""
+async def test_503s_after_a_lost_response_never_assign_a_second_managed_proxy(
+    sandbox, policy, instance
+) -> None:
+    """Whatever `instance` the 503s have, a new key might assign a second proxy."""
     busy = Fault(
         status=503,
         headers={"Content-Type": "application/json"},
@@ -269,14 +264,14 @@ async def test_a_gateway_s_refusals_never_cost_a_second_managed_proxy(sandbox, p
     assert sandbox.record.managed_handed_out == 1
 
 
-async def test_a_caller_s_own_key_is_kept_for_every_attempt(api, session) -> None:
-    """A caller that passes the key has a reason, such as a job that may be started twice."""
+async def test_key_of_the_caller_is_sent_with_every_attempt(api, session) -> None:
+    """The caller may pass a key so that a job can be started twice."""
     api.patch(ENDPOINT, status=502, payload=envelope("proxy_error", 502))
     api.patch(ENDPOINT, payload=PATCHED)
 
     await session.update_proxy("acc_01", US, idempotency_key="order-17")
 
-    assert keys(api) == ["order-17", "order-17"]
+    assert keys_of(api) == ["order-17", "order-17"]
 
 
 async def test_without_idempotency_no_key_is_sent(api, policy) -> None:
@@ -285,11 +280,11 @@ async def test_without_idempotency_no_key_is_sent(api, policy) -> None:
     async with PostPressSession(KEY, retry=policy, idempotency=False) as session:
         await session.update_proxy("acc_01", US)
 
-    assert "Idempotency-Key" not in sent(api)[0].kwargs["headers"]
+    assert "Idempotency-Key" not in requests_to(api)[0].kwargs["headers"]
 
 
-async def test_one_doubt_makes_the_whole_call_s_outcome_unknown(api, session) -> None:
-    """The last refusal says nothing was applied by it; an earlier attempt may have been, all the same."""
+async def test_outcome_is_unknown_if_any_attempt_may_have_applied_the_change(api, session) -> None:
+    """The 404 says that the second request was not applied, but the first one may have been."""
     api.patch(ENDPOINT, status=504, payload=envelope("request_timeout", 504))
     api.patch(ENDPOINT, status=404, payload=envelope("resource_not_found", 404))
 
@@ -300,28 +295,30 @@ async def test_one_doubt_makes_the_whole_call_s_outcome_unknown(api, session) ->
 
 
 @pytest.mark.parametrize("key", ["", "a b", "ü", "x" * 256, "a\nb", 7])
-async def test_a_key_that_cannot_be_a_header_is_refused_before_a_byte_is_sent(api, session, key) -> None:
+async def test_idempotency_key_that_cannot_be_a_header_is_rejected_before_sending(api, session, key) -> None:
     with pytest.raises(ValueError, match="idempotency_key must be 1 to 255"):
         await session.update_proxy("acc_01", US, idempotency_key=key)
     assert not api.requests
 
 
-# --- Over a real socket ---
+# --- Connections and concurrent calls ---
 
 
-async def test_lost_response_is_unknown_and_lost_request_is_retried(sandbox, policy, transport: Any) -> None:
-    """`lost` carries the change out and drops the connection: the same key gets the stored success."""
-    sandbox.script("acc_1", "lost")
+async def test_retry_after_a_lost_response_does_not_assign_a_second_proxy(
+    sandbox, policy, transport: Any
+) -> None:
+    sandbox.script("acc_1", "lost")  # applies the change and drops the connection
 
     async with sandbox.session(retry=policy, transport=transport) as session:
-        done = await session.update_proxy("acc_1", US)
+        result = await session.update_proxy("acc_1", US)
 
-    assert [attempt.error for attempt in done.attempts] == ["ConnectionLostError", None]
+    assert [attempt.error for attempt in result.attempts] == ["ConnectionLostError", None]
     assert sandbox.record.managed_handed_out == 1
 
 
-async def test_without_idempotency_a_lost_answer_is_final(sandbox, policy, transport: Any) -> None:
-    """The socket's twin of the test above: here the body was written."""
+async def test_without_idempotency_a_managed_change_is_not_retried_after_a_lost_response(
+    sandbox, policy, transport: Any
+) -> None:
     sandbox.script("acc_1", "lost")
 
     async with sandbox.session(retry=policy, idempotency=False, transport=transport) as session:
@@ -332,10 +329,9 @@ async def test_without_idempotency_a_lost_answer_is_final(sandbox, policy, trans
     assert sandbox.record.sends("acc_1") == 1
 
 
-async def test_a_server_that_is_not_there_was_never_sent_anything(
+async def test_refused_connection_is_retried_and_applies_nothing(
     policy, naps, unused_tcp_port, transport: Any
 ) -> None:
-    """A refused connection leaves no doubt."""
     async with PostPressSession(
         KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}", retry=policy, transport=transport
     ) as session:
@@ -346,41 +342,37 @@ async def test_a_server_that_is_not_there_was_never_sent_anything(
     assert len(naps) == 3
 
 
-async def test_an_attempt_that_gets_no_answer_ends_by_itself(sandbox, transport: Any) -> None:
-    """The connection stays open and silent; the attempt's timeout is the only way out."""
-    sandbox.script("acc_1", "hang")
-
-    async with sandbox.session(
-        retry=RetryPolicy(attempt_timeout=0.05, attempts=1), transport=transport
-    ) as session:
+@in_virtual_time
+async def test_attempt_without_a_response_times_out(transport: Any) -> None:
+    once = RetryPolicy(attempt_timeout=5.0, attempts=1)
+    async with world(retry=once, transport=transport) as simulated:
+        simulated.server.faults.script("acc_x", "hang")  # keeps the connection open and sends nothing
         with pytest.raises(errors.AttemptTimeoutError) as caught:
-            await session.update_proxy("acc_1", US)
+            await simulated.call()
 
+        assert now() == pytest.approx(5.0)
     assert caught.value.applied is Applied.UNKNOWN
 
 
-async def test_the_deadline_covers_attempts_and_waits(sandbox, transport: Any) -> None:
-    """A 30 s timeout that becomes 91 s with retries is a broken promise."""
-    sandbox.script("acc_1", *["hang"] * 4)
-    clock = asyncio.get_running_loop().time
-
-    async with sandbox.session(
-        retry=RetryPolicy(attempt_timeout=0.06, deadline=0.1, first_wait=0.001), transport=transport
-    ) as session:
-        began = clock()
+@in_virtual_time
+async def test_deadline_covers_all_attempts_and_waits(transport: Any) -> None:
+    """The third attempt has no more than the seconds that are left."""
+    policy = RetryPolicy(attempt_timeout=30.0, deadline=80.0, wait=tenacity.wait_fixed(2.0))
+    async with world(retry=policy, transport=transport) as simulated:
+        simulated.server.faults.script("acc_x", *["hang"] * 4)
         with pytest.raises(errors.AttemptTimeoutError) as caught:
-            await session.update_proxy("acc_1", US)
+            await simulated.call()
 
-    assert clock() - began < 0.2
-    assert len(caught.value.attempts) == 2
+        assert now() == pytest.approx(80.0)
+    assert [attempt.elapsed for attempt in caught.value.attempts] == pytest.approx([30.0, 30.0, 16.0])
 
 
 async def test_two_updates_of_one_account_never_overlap(sandbox, transport: Any) -> None:
-    """The last call made is the last applied, however slow the first one is."""
+    """The change of the last call is applied last, even if the first call needs several attempts."""
     sandbox.script("acc_1", "errors/provider_error", "errors/provider_error", 200, 200)
-    fast = RetryPolicy(first_wait=0.001)
+    quick = RetryPolicy(first_wait=0.001)
 
-    async with sandbox.session(retry=fast, transport=transport) as session:
+    async with sandbox.session(retry=quick, transport=transport) as session:
         first = asyncio.create_task(session.update_proxy("acc_1", OWN))
         await asyncio.sleep(0)
         second = asyncio.create_task(session.update_proxy("acc_1", US))
@@ -392,22 +384,21 @@ async def test_two_updates_of_one_account_never_overlap(sandbox, transport: Any)
     assert len(second.result().attempts) == 1
 
 
-async def test_a_thousand_calls_each_get_their_own_answer(sandbox, transport: Any) -> None:
-    """State shared between calls would mix their results."""
+async def test_thousand_concurrent_calls_get_their_own_results(sandbox, transport: Any) -> None:
     accounts = [f"acc_{number}" for number in range(1000)]
     for account in accounts[::3]:
         sandbox.script(account, "errors/proxy_error")
     quick = RetryPolicy(first_wait=0.0001)
 
     async with sandbox.session(retry=quick, transport=transport) as session:
-        done = await asyncio.gather(*(session.update_proxy(account, US) for account in accounts))
+        results = await asyncio.gather(*(session.update_proxy(account, US) for account in accounts))
 
-    assert [patched.account_id for patched in done] == accounts
-    assert [len(patched.attempts) for patched in done] == [2, 1, 1] * 333 + [2]
+    assert [result.account_id for result in results] == accounts
+    assert [len(result.attempts) for result in results] == [2, 1, 1] * 333 + [2]
 
 
-async def test_no_more_are_in_flight_than_the_pace_allows(transport: Any) -> None:
-    """The pool of connections is no second, hidden limit, and the pace is a real one."""
+async def test_pace_alone_limits_the_requests_in_flight(transport: Any) -> None:
+    """The connection pool has no lower limit."""
     async with (
         Sandbox(latency=0.01) as sandbox,
         sandbox.session(pace=Pace(in_flight=7), transport=transport) as session,
@@ -417,16 +408,17 @@ async def test_no_more_are_in_flight_than_the_pace_allows(transport: Any) -> Non
     assert sandbox.record.most_in_flight == 7
 
 
-# --- Its life ---
+# --- Memory, closing and event loops ---
 
 
-@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer, as of coverage, takes memory too")
-async def test_a_call_that_waits_takes_little_memory(transport: Any) -> None:
-    """A hundred thousand may wait at once. Each takes 2.3 KB; with the attempt's coroutines it was 4.3 KB."""
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer, such as coverage's, takes memory too")
+async def test_waiting_call_takes_less_than_2450_bytes(transport: Any) -> None:
+    """A hundred thousand calls may wait at once."""
     calls = 5_000
     async with PostPressSession(KEY, pace=Pace(in_flight=1, adaptive=False), transport=transport) as session:
-        assert session._context.pacer.try_acquire()
-        warm = asyncio.create_task(session.update_proxy("acc_warm", US))
+        assert session._context.pacer.try_acquire()  # so that all calls wait
+        # The first call also allocates what all calls share, so it is not measured.
+        first = asyncio.create_task(session.update_proxy("acc_first", US))
         await asyncio.sleep(0)
         gc.collect()
         tracemalloc.start()
@@ -440,14 +432,14 @@ async def test_a_call_that_waits_takes_little_memory(transport: Any) -> None:
         finally:
             tracemalloc.stop()
         assert session._context.pacer.waiting == calls + 1
-        for task in (warm, *tasks):
+        for task in (first, *tasks):
             task.cancel()
-        await asyncio.gather(warm, *tasks, return_exceptions=True)
+        await asyncio.gather(first, *tasks, return_exceptions=True)
 
     assert (after - before) / calls < 2_450
 
 
-async def test_a_closed_session_says_so_and_stays_closed(sandbox) -> None:
+async def test_closed_session_rejects_calls_and_may_be_closed_again(sandbox) -> None:
     session = sandbox.session()
     await session.update_proxy("acc_1", US)
     await session.aclose()
@@ -458,8 +450,8 @@ async def test_a_closed_session_says_so_and_stays_closed(sandbox) -> None:
     assert repr(session) == "<PostPressSession closed>"
 
 
-async def test_closing_leaves_no_call_hanging(sandbox, transport: Any) -> None:
-    """Calls in flight, in backoff, or waiting for a permit or the lock end with a PostPressError."""
+async def test_closing_ends_all_open_calls(sandbox, transport: Any) -> None:
+    """Calls in flight, in backoff, or waiting for a permit or the account's lock raise a PostPressError."""
     sandbox.script("acc_1", "hang")
     sandbox.script("acc_2", "errors/network_down")
     session = sandbox.session(
@@ -469,15 +461,16 @@ async def test_closing_leaves_no_call_hanging(sandbox, transport: Any) -> None:
     while not sandbox.record.by_status[503]:
         await asyncio.sleep(0)
     in_flight = asyncio.create_task(session.update_proxy("acc_1", US))
-    turn = asyncio.create_task(session.update_proxy("acc_1", US))
-    slot = asyncio.create_task(session.update_proxy("acc_3", US))
+    waits_for_lock = asyncio.create_task(session.update_proxy("acc_1", US))
+    waits_for_permit = asyncio.create_task(session.update_proxy("acc_3", US))
     while sandbox.record.requests < 2:
         await asyncio.sleep(0)
 
     await session.aclose(timeout=0.01)
 
-    ended = await asyncio.gather(backing_off, in_flight, turn, slot, return_exceptions=True)
-    assert [type(error).__name__ for error in ended] == [
+    calls = (backing_off, in_flight, waits_for_lock, waits_for_permit)
+    raised = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(error).__name__ for error in raised] == [
         "NetworkDownError",
         "ConnectionLostError",
         "SessionClosedError",
@@ -485,7 +478,7 @@ async def test_closing_leaves_no_call_hanging(sandbox, transport: Any) -> None:
     ]
 
 
-async def test_closing_waits_for_what_is_in_flight(transport: Any) -> None:
+async def test_closing_waits_for_requests_in_flight(transport: Any) -> None:
     async with Sandbox(latency=0.02) as sandbox:
         session = sandbox.session(transport=transport)
         call = asyncio.create_task(session.update_proxy("acc_1", US))
@@ -496,8 +489,8 @@ async def test_closing_waits_for_what_is_in_flight(transport: Any) -> None:
         assert await call == AccountPatched("acc_1")
 
 
-def test_a_session_may_be_made_outside_the_loop_and_belongs_to_the_first(transport: Any) -> None:
-    """Connections end with their loop; with a second loop they would raise 'Event loop is closed'."""
+def test_session_belongs_to_the_first_event_loop_that_uses_it(transport: Any) -> None:
+    """It may be created outside of a loop. In a second loop, its connections would fail."""
     session = PostPressSession(
         KEY, base_url="http://127.0.0.1:1", retry=RetryPolicy(attempts=1), transport=transport
     )
@@ -517,11 +510,11 @@ def test_a_session_may_be_made_outside_the_loop_and_belongs_to_the_first(transpo
         asyncio.run(use_and_close())
 
 
-async def test_a_call_that_still_connects_ends_with_the_session(transport: Any) -> None:
-    """A server that accepts and says nothing; here the caller's own connector stays open, too."""
+async def test_closing_ends_a_call_that_waits_for_a_silent_server(transport: Any) -> None:
+    """Even if the connector is the caller's own, which stays open."""
     accepted: list[asyncio.StreamWriter] = []
-    silent = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
+    silent_server = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    port = silent_server.sockets[0].getsockname()[1]
     async with aiohttp.TCPConnector() as connector:
         session = PostPressSession(
             KEY, base_url=f"http://127.0.0.1:{port}", connector=connector, transport=transport
@@ -533,13 +526,13 @@ async def test_a_call_that_still_connects_ends_with_the_session(transport: Any) 
 
         with pytest.raises(errors.ConnectionLostError, match="session was closed"):
             await call
-    silent.close()
+    silent_server.close()
     for writer in accepted:
         writer.close()
         await writer.wait_closed()
 
 
-async def test_connector_closed_by_the_caller_is_reported(sandbox, transport: Any) -> None:
+async def test_call_fails_if_the_caller_closed_the_connector(sandbox, transport: Any) -> None:
     connector = aiohttp.TCPConnector()
     async with sandbox.session(connector=connector, transport=transport) as session:
         await session.update_proxy("acc_1", US)
@@ -549,7 +542,7 @@ async def test_connector_closed_by_the_caller_is_reported(sandbox, transport: An
             await session.update_proxy("acc_1", US)
 
 
-async def test_a_connector_of_the_caller_s_stays_theirs(sandbox, transport: Any) -> None:
+async def test_session_does_not_close_the_caller_s_connector(sandbox, transport: Any) -> None:
     connector = aiohttp.TCPConnector()
     async with sandbox.session(connector=connector, transport=transport) as session:
         await session.update_proxy("acc_1", US)
@@ -558,8 +551,8 @@ async def test_a_connector_of_the_caller_s_stays_theirs(sandbox, transport: Any)
     await connector.close()
 
 
-async def test_cancelling_a_call_frees_all_it_held(sandbox, transport: Any) -> None:
-    """The slot, the turn and the connection: the next call of the same account goes through."""
+async def test_cancelled_call_releases_its_permit_lock_and_connection(sandbox, transport: Any) -> None:
+    """So the next call for the same account succeeds."""
     sandbox.script("acc_1", "hang")
     async with sandbox.session(pace=Pace(in_flight=1), transport=transport) as session:
         call = asyncio.create_task(session.update_proxy("acc_1", US))
@@ -572,17 +565,18 @@ async def test_cancelling_a_call_frees_all_it_held(sandbox, transport: Any) -> N
         assert await session.update_proxy("acc_1", US) == AccountPatched("acc_1")
 
 
-# --- What can be watched ---
+# --- Events ---
 
 
-async def test_an_observer_sees_each_step_and_cannot_disturb_it(sandbox, policy, transport: Any) -> None:
-    """An error in the user's logging must not fail a call."""
+async def test_observer_that_raises_gets_all_events_and_does_not_fail_the_call(
+    sandbox, policy, transport: Any
+) -> None:
     sandbox.script("acc_1", "errors/proxy_error")
     seen: list[str] = []
 
     def observe(event: object) -> None:
         seen.append(type(event).__name__)
-        raise RuntimeError("a mistake of the observer's")
+        raise RuntimeError("a bug in the observer")
 
     async with sandbox.session(retry=policy, on_event=observe, transport=transport) as session:
         await session.update_proxy("acc_1", US)
@@ -591,8 +585,8 @@ async def test_an_observer_sees_each_step_and_cannot_disturb_it(sandbox, policy,
     assert seen == ["CallStarted", *attempt, "RetryScheduled", *attempt, "CallEnded"]
 
 
-async def test_events_name_the_target_of_a_call(sandbox, policy) -> None:
-    """The quickstart's base URL ends in a query, which follows the account id."""
+async def test_url_of_an_event_has_the_base_url_s_query_after_the_account_id(sandbox, policy) -> None:
+    """The base URL of the API's quickstart has a query."""
     urls: list[str] = []
     port = sandbox.url.split(":")[2].split("/")[0]
 
@@ -609,8 +603,8 @@ async def test_events_name_the_target_of_a_call(sandbox, policy) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["session", "lean"])
-def test_unclosed_session_warns_at_once(transport: str) -> None:
-    """A cycle would put Python's warning off until a collection: into a later test, which did no wrong."""
+def test_unclosed_session_warns_as_soon_as_its_last_reference_is_gone(transport: str) -> None:
+    """With a reference cycle, the warning would come at the next garbage collection, in unrelated code."""
     program = """
 import asyncio, gc, logging, sys, warnings
 from postpress_async import ManagedProxy, RetryPolicy, errors
@@ -635,17 +629,16 @@ warnings.simplefilter("always", ResourceWarning)
 warnings.showwarning = lambda message, *location: messages.append(str(message).split(" <")[0])
 asyncio.run(main())
 """
-    words = [sys.executable, "-c", program, transport]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program, transport]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
 
-    warned = {"session": "['Unclosed client session']", "lean": "['Unclosed connector']"}
-    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", warned[transport])
+    warnings = {"session": "['Unclosed client session']", "lean": "['Unclosed connector']"}
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", warnings[transport])
 
 
 @pytest.mark.parametrize(
-    "travel", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda function: function.__name__
+    "duplicate", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda function: function.__name__
 )
-def test_a_session_cannot_be_pickled_or_copied(travel) -> None:
-    """A session has connections and a loop; the message says what to do instead."""
+def test_session_cannot_be_pickled_or_copied(duplicate) -> None:
     with pytest.raises(TypeError, match="a session cannot be pickled or copied: create a new one"):
-        travel(PostPressSession(KEY))
+        duplicate(PostPressSession(KEY))

@@ -1,7 +1,8 @@
-"""A tenacity user's own strategies and callbacks work in a `RetryPolicy` as tenacity documents them."""
+"""tenacity's strategies and callbacks work in a `RetryPolicy` as tenacity documents them."""
 
 import asyncio
 import logging
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
@@ -27,8 +28,8 @@ from tests.support.stubbed_call import (
 )
 
 NO_WAIT = tenacity.wait_none()
-DEAD = answer(502, "errors/proxy_error")
-FATAL = answer(404, "errors/resource_not_found")
+DEAD_PROXY = answer(502, "errors/proxy_error")
+NOT_FOUND = answer(404, "errors/resource_not_found")
 LOG = logging.getLogger("tests.tenacity")
 
 
@@ -66,27 +67,27 @@ async def is_busy(error: BaseException) -> bool:
         pytest.param(is_busy, id="coroutine function as predicate"),
     ],
 )
-def test_retry_strategy_takes_the_place_of_retryable(retry: Any) -> None:
-    """By default, both errors are retried."""
+def test_retry_strategy_overrides_retryable(retry: Any) -> None:
+    """Without the strategy, both errors are retried. With it, only the first one is."""
 
     def busy() -> PostPressError:
         return errors.ServiceUnavailableError(503, errors.Problem("errors/service_unavailable", "busy"), None)
 
-    api = StubApi([busy, busy, DEAD, DONE])
+    api = StubApi([busy, busy, DEAD_PROXY, DONE])
 
     failed(RetryPolicy(retry=retry, wait=NO_WAIT), api, errors.ProxyError)
     assert api.made == 3
 
 
 def test_retry_strategy_may_retry_a_fatal_error() -> None:
-    api = StubApi([FATAL, DONE])
+    api = StubApi([NOT_FOUND, DONE])
 
     assert play(RetryPolicy(retry=tenacity.retry_if_exception_type(errors.NotFoundError)), api) == DONE
 
 
 @pytest.mark.parametrize("retry", [tenacity.retry_always, lambda _error: True], ids=["strategy", "predicate"])
 def test_never_on_overrides_the_retry_strategy(retry: Any) -> None:
-    api = StubApi([DEAD])
+    api = StubApi([DEAD_PROXY])
 
     failed(RetryPolicy(retry=retry, never_on=(errors.ProxyError,)), api)
     assert api.made == 1
@@ -94,13 +95,13 @@ def test_never_on_overrides_the_retry_strategy(retry: Any) -> None:
 
 @pytest.mark.parametrize("retry", [tenacity.retry_never, lambda _error: False], ids=["strategy", "predicate"])
 def test_also_on_overrides_the_retry_strategy(retry: Any) -> None:
-    api = StubApi([DEAD, DONE])
+    api = StubApi([DEAD_PROXY, DONE])
 
     assert play(RetryPolicy(retry=retry, also_on=(errors.ProxyError,)), api) == DONE
 
 
-def test_class_of_errors_is_refused_as_a_strategy() -> None:
-    """Calling the class returns a true instance, so every error would be retried."""
+def test_error_class_is_rejected_as_a_retry_strategy() -> None:
+    """Calling the class returns an instance, which is true, so every error would be retried."""
     with pytest.raises(ValueError, match=r"write tenacity\.retry_if_exception_type\(ProxyError\)"):
         RetryPolicy(retry=errors.ProxyError)  # type: ignore[arg-type]
 
@@ -110,23 +111,23 @@ def test_class_of_errors_is_refused_as_a_strategy() -> None:
     [lambda error: error.status == 404, tenacity.retry_if_exception_type(errors.NotFoundError)],
     ids=["predicate", "strategy"],
 )
-def test_policy_says_what_its_retry_strategy_retries(retry: Any) -> None:
+def test_retries_applies_the_retry_strategy(retry: Any) -> None:
     policy = RetryPolicy(retry=retry)
 
-    assert policy.retries(FATAL())
+    assert policy.retries(NOT_FOUND())
     assert not policy.retries(BUSY())
     assert "is retried if the retry strategy says so; up to 4 attempts" in policy.explain(BUSY())
 
 
-def test_policy_cannot_say_what_a_strategy_that_waits_retries() -> None:
-    with pytest.raises(TypeError, match="only a call can ask it"):
+def test_retries_raises_for_a_retry_strategy_that_awaits() -> None:
+    with pytest.raises(TypeError, match="possible only during a call"):
         RetryPolicy(retry=is_busy).retries(BUSY())
 
 
 # --- wait and stop ---
 
 
-def test_wait_chain() -> None:
+def test_wait_chain_gives_the_waits() -> None:
     api = StubApi([BUSY])
     chain = tenacity.wait_chain(*[tenacity.wait_fixed(1)] * 2, tenacity.wait_fixed(5))
 
@@ -134,13 +135,13 @@ def test_wait_chain() -> None:
     assert api.naps == [1.0, 1.0, 5.0, 5.0]
 
 
-@pytest.mark.parametrize(("attempts", "seconds", "made"), [(3, 100, 3), (9, 25, 4)])
-def test_stop_any(attempts: int, seconds: int, made: int) -> None:
+@pytest.mark.parametrize(("attempts", "seconds", "requests"), [(3, 100, 3), (9, 25, 4)])
+def test_stop_any_ends_the_call(attempts: int, seconds: int, requests: int) -> None:
     api = StubApi([BUSY])
     stop = tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_after_delay(seconds))
 
     failed(RetryPolicy(stop=stop, wait=tenacity.wait_fixed(10)), api)
-    assert api.made == made
+    assert api.made == requests
 
 
 # --- Callbacks ---
@@ -150,9 +151,9 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == LOG.name]
 
 
-def test_before_sleep_log(caplog: pytest.LogCaptureFixture) -> None:
-    """The log has the seconds of the next wait, including a Retry-After."""
-    api = StubApi([answer(503, "errors/service_unavailable", 7.0), DEAD, DONE])
+def test_before_sleep_log_has_the_wait_and_the_error(caplog: pytest.LogCaptureFixture) -> None:
+    """The first wait is the Retry-After."""
+    api = StubApi([answer(503, "errors/service_unavailable", 7.0), DEAD_PROXY, DONE])
     before_sleep = tenacity.before_sleep_log(LOG, logging.WARNING)
 
     play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=before_sleep), api)
@@ -164,9 +165,8 @@ def test_before_sleep_log(caplog: pytest.LogCaptureFixture) -> None:
     assert "as it raised ProxyError" in second
 
 
-def test_after_log(caplog: pytest.LogCaptureFixture) -> None:
-    """As in tenacity, `after_log` is called after attempts that will be retried."""
-    api = StubApi([BUSY, BUSY, FATAL], takes=1.0)
+def test_after_log_is_called_after_each_attempt_that_is_retried(caplog: pytest.LogCaptureFixture) -> None:
+    api = StubApi([BUSY, BUSY, NOT_FOUND], takes=1.0)
     policy = RetryPolicy(wait=tenacity.wait_fixed(2), after=tenacity.after_log(LOG, logging.WARNING))
 
     failed(policy, api, errors.NotFoundError)
@@ -177,8 +177,7 @@ def test_after_log(caplog: pytest.LogCaptureFixture) -> None:
     assert "this was the 2nd time calling it" in second
 
 
-def test_before_log(caplog: pytest.LogCaptureFixture) -> None:
-    """`before_log` is called before the first attempt, too."""
+def test_before_log_is_called_before_each_attempt(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     api = StubApi([BUSY, BUSY, DONE])
 
@@ -211,34 +210,33 @@ def test_callbacks_are_called_in_tenacity_s_order(asynchronous: bool) -> None:
     assert calls == [("before", 1), ("after", 1), ("before_sleep", 1), ("before", 2)]
 
 
-def test_callback_sees_the_call_and_its_error() -> None:
-    seen: list[Any] = []
+def test_callback_gets_the_arguments_the_error_and_the_times_of_the_call() -> None:
+    states: list[Any] = []
 
-    def see(state: RetryCallState) -> None:
+    def record(state: RetryCallState) -> None:
         assert state.outcome is not None
         assert state.next_action is not None
         error = state.outcome.exception()
-        seen.append((type(error), state.next_action.sleep, state.idle_for, state.seconds_since_start))
+        states.append((type(error), state.next_action.sleep, state.idle_for, state.seconds_since_start))
         assert state.args == ("acc_1", PROXY)
 
-    play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=see), StubApi([BUSY, DEAD, DONE], takes=1.0))
-    assert seen == [(errors.ServiceUnavailableError, 2.0, 2.0, 1.0), (errors.ProxyError, 2.0, 4.0, 4.0)]
+    api = StubApi([BUSY, DEAD_PROXY, DONE], takes=1.0)
+    play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=record), api)
+    assert states == [(errors.ServiceUnavailableError, 2.0, 2.0, 1.0), (errors.ProxyError, 2.0, 4.0, 4.0)]
 
 
-def test_error_of_a_callback_is_raised() -> None:
-    """An error in the caller's code must not be hidden."""
-
-    def mistake(_state: RetryCallState) -> None:
-        raise KeyError("mistake")
+def test_exception_of_a_callback_ends_the_call() -> None:
+    def broken(_state: RetryCallState) -> None:
+        raise KeyError("bug")
 
     api = StubApi([BUSY])
-    with pytest.raises(KeyError, match="mistake"):
-        play(RetryPolicy(before_sleep=mistake), api)
+    with pytest.raises(KeyError, match="bug"):
+        play(RetryPolicy(before_sleep=broken), api)
     assert api.made == 1
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1.0])
-def test_wait_that_is_no_number_of_seconds_is_refused(seconds: float) -> None:
+def test_wait_strategy_must_not_return_nan_or_a_negative_number(seconds: float) -> None:
     """A sleep of NaN seconds would never end."""
     api = StubApi([BUSY])
 
@@ -249,74 +247,76 @@ def test_wait_that_is_no_number_of_seconds_is_refused(seconds: float) -> None:
     assert (api.made, api.naps) == (1, [])
 
 
-def test_statistics_are_those_of_the_call() -> None:
-    """A callback finds them at the state's `retry_object`."""
-    seen: list[dict[str, Any]] = []
+def test_callback_finds_the_statistics_of_its_call() -> None:
+    recorded: list[dict[str, Any]] = []
 
-    def see(state: RetryCallState) -> None:
-        seen.append(dict(state.retry_object.statistics))
+    def record(state: RetryCallState) -> None:
+        recorded.append(dict(state.retry_object.statistics))
 
     api = StubApi([BUSY, BUSY, DONE], takes=1.0)
-    play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=see), api)
+    play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=record), api)
 
-    started = [statistics.pop("start_time") for statistics in seen]
-    assert started[0] == started[1]
-    assert seen == [
+    start_times = [statistics.pop("start_time") for statistics in recorded]
+    assert start_times[0] == start_times[1]
+    assert recorded == [
         {"attempt_number": 2, "idle_for": 2, "delay_since_first_attempt": 1.0},
         {"attempt_number": 3, "idle_for": 4, "delay_since_first_attempt": 4.0},
     ]
 
 
-def test_pieces_of_a_user_s_own_retrying_and_of_its_copy() -> None:
-    """The state's `retry_object` can be copied, too."""
-    own = tenacity.AsyncRetrying(
+def test_strategies_of_an_async_retrying_can_be_used_in_a_policy() -> None:
+    retrying = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(errors.NotFoundError), wait=tenacity.wait_fixed(3)
     ).copy(stop=tenacity.stop_after_attempt(3))
+    api = StubApi([NOT_FOUND])
+
+    failed(RetryPolicy(retry=retrying.retry, wait=retrying.wait, stop=retrying.stop), api)
+    assert (api.made, api.naps) == (3, [3.0, 3.0])
+
+
+def test_retry_object_of_a_call_can_be_copied() -> None:
     copies: list[Any] = []
 
     def copy(state: RetryCallState) -> None:
         copies.append(state.retry_object.copy(wait=NO_WAIT))
 
-    api = StubApi([FATAL])
-    policy = RetryPolicy(retry=own.retry, wait=own.wait, stop=own.stop, before_sleep=copy)
-
-    failed(policy, api, errors.NotFoundError)
-    assert (api.made, api.naps) == (3, [3.0, 3.0])
+    play(RetryPolicy(before_sleep=copy), StubApi([BUSY, DONE]))
     assert (copies[0].wait, copies[0].before_sleep, copies[0].statistics) == (NO_WAIT, copy, {})
 
 
 # --- Many calls at once ---
 
 
-def test_a_thousand_concurrent_calls_share_no_state() -> None:
-    """Each call of a policy has its own attempts, waits and statistics."""
-    made: dict[str, int] = {}
-    seen: dict[str, list[Any]] = {}
+def test_thousand_concurrent_calls_with_one_policy_share_no_state() -> None:
+    """Each call has its own attempts, waits and statistics. Every third call succeeds in attempt 3."""
+    requests: Counter[str] = Counter()
+    states: dict[str, list[Any]] = defaultdict(list)
 
     class Api:
         async def send(self, request: Request, _key: str | None, _timeout: float) -> Response:
             account_id = request.account_id
-            made[account_id] = made.get(account_id, 0) + 1
-            for _ in range(int(account_id) % 7):
+            requests[account_id] += 1
+            number = requests[account_id]
+            for _ in range(int(account_id) % 7):  # calls overlap in many ways
                 await asyncio.sleep(0)
-            if int(account_id) % 3 == 0 and made[account_id] == 3:
+            if int(account_id) % 3 == 0 and number == 3:
                 return Response(200, b'{"object":"AccountPatched","account_id":"%s"}' % account_id.encode())
-            raise errors.ConnectError(f"{account_id}, attempt {made[account_id]}")
+            raise errors.ConnectError(f"{account_id}, attempt {number}")
 
         async def aclose(self) -> None: ...
 
-    def see(state: RetryCallState) -> None:
+    def record(state: RetryCallState) -> None:
         statistics = state.retry_object.statistics
-        seen.setdefault(state.args[0], []).append(
+        states[state.args[0]].append(
             (state.attempt_number, state.idle_for, statistics["attempt_number"], statistics["idle_for"])
         )
 
     async def sleep(seconds: float) -> None:
         await asyncio.sleep(0)
 
-    policy = RetryPolicy(wait=lambda state: float(state.attempt_number), before_sleep=see, sleep=sleep)
+    policy = RetryPolicy(wait=lambda state: float(state.attempt_number), before_sleep=record, sleep=sleep)
 
-    async def scene() -> list[Any]:
+    async def run_calls() -> list[Any]:
         context = context_of(Api())
 
         async def call(account_id: str) -> Any:
@@ -327,19 +327,19 @@ def test_a_thousand_concurrent_calls_share_no_state() -> None:
         return await asyncio.gather(*(call(str(number)) for number in range(1000)), return_exceptions=True)
 
     with asyncio.Runner(loop_factory=ManualLoop) as runner:
-        outcomes = runner.run(scene())
+        outcomes = runner.run(run_calls())
+    expected = [(1, 1.0, 2, 1.0), (2, 3.0, 3, 3.0), (3, 6.0, 4, 6.0)]
     for number, outcome in enumerate(outcomes):
-        states = [(1, 1.0, 2, 1.0), (2, 3.0, 3, 3.0), (3, 6.0, 4, 6.0)]
         if number % 3 == 0:
             assert outcome == evolve(DONE, account_id=str(number))
-            assert seen[str(number)] == states[:2]
+            assert states[str(number)] == expected[:2]
         else:
             assert outcome.args == (f"{number}, attempt 4",)
-            assert seen[str(number)] == states
+            assert states[str(number)] == expected
     assert policy._retrying.statistics == {}
 
 
-# --- Mistakes ---
+# --- Invalid arguments ---
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,8 @@ def test_a_thousand_concurrent_calls_share_no_state() -> None:
         ({"stop": 3}, r"such as tenacity.stop_after_attempt\(3\), got 3"),
     ],
 )
-def test_what_is_not_a_strategy_is_refused(options: dict[str, Any], message: str) -> None:
-    """An `AsyncRetrying` is callable: it would call the error, and retry that."""
+def test_argument_that_is_not_a_strategy_is_rejected_with_advice(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         RetryPolicy(**options)

@@ -93,7 +93,7 @@ def test_lazy_names_agree_with_those_for_type_checkers() -> None:
         a.name: node.module for node in ast.walk(block) if type(node) is ast.ImportFrom for a in node.names
     }
 
-    assert {name: f"postpress_async.{home}" for name, home in postpress_async._HOMES.items()} == {
+    assert {name: f"postpress_async.{home}" for name, home in postpress_async._MODULE_OF.items()} == {
         name: home for name, home in imports.items() if home != "postpress_async"
     }
     assert set(postpress_async.__all__) == {*imports, "__version__"}

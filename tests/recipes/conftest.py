@@ -10,7 +10,7 @@ OUTPUTS = Path(__file__).parent / "outputs"
 
 @pytest.fixture
 def assert_output() -> Callable[[str, list[str]], None]:
-    """Compare lines with ``outputs/NAME.txt``, which the recipe's page shows."""
+    """A function that compares lines with ``outputs/NAME.txt``, which the recipe's page shows."""
 
     def assert_output(name: str, lines: list[str]) -> None:
         assert lines == (OUTPUTS / f"{name}.txt").read_text("utf-8").splitlines(), "\n".join(lines)

@@ -22,7 +22,7 @@ def report(results: Results) -> None:
     print("patched:", *(outcome.account_id for outcome in results.patched))
     for outcome in results.failed:
         print("failed:", outcome.account_id, outcome.error_type)
-    for outcome in results.unknown:  # perhaps applied: check the account, or send the same change again
+    for outcome in results.unknown:  # may have been applied: check the account, or send the change again
         print("unknown:", outcome.account_id, outcome.error_type)
     print("skipped:", *(outcome.account_id for outcome in results.skipped))  # certainly not applied
 

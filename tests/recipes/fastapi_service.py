@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # Our clients disconnect after 30 s, so the deadline must be shorter.
 POLICY = RetryPolicy(deadline=20.0, attempt_timeout=8.0)
 
-# The HTTP status for our client. A rejected API key is our own problem, hence a 500.
+# The HTTP status for our client. 500 for a rejected API key, because the client cannot fix that.
 STATUSES: Mapping[Scope, int] = {
     Scope.REQUEST: 422,
     Scope.ACCOUNT: 409,
@@ -81,7 +81,7 @@ async def failed_call(_request: Request, error: PostPressError) -> JSONResponse:
             status = 504
         case errors.InternalServerError():  # not 503: the change may have been applied
             status = 502
-        case errors.SessionClosedError():  # this process is shutting down; another one can answer
+        case errors.SessionClosedError():  # this process is shutting down; the client should retry
             status = 503
         case _:
             status = STATUSES[error.scope]

@@ -81,7 +81,7 @@ async def main() -> None:
     async with Bot(os.environ["TELEGRAM_TOKEN"]) as bot, PostPressSession(retry=POLICY) as session:
         dispatcher = make_dispatcher(session, admins, pending)
         await dispatcher.start_polling(bot, close_bot_session=False)  # until SIGTERM or Ctrl-C
-        if pending:  # answer all users; this takes at most the policy's deadline
+        if pending:  # reply to all users; this takes at most the policy's deadline
             await asyncio.wait(pending)
 
 

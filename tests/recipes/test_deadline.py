@@ -1,4 +1,4 @@
-"""Updates before a deadline: the outcome of every account."""
+"""The recipe reports an outcome for every account, even at its deadline."""
 
 import pytest
 
@@ -9,10 +9,9 @@ from tests.recipes.deadline import main
 CHANGES = {f"acc_{number}": ManagedProxy(country="US") for number in range(1, 7)}
 
 
-async def test_each_account_has_its_outcome(
+async def test_failed_account_does_not_affect_the_other_accounts(
     postpress_sandbox: SandboxThread, capsys: pytest.CaptureFixture[str], assert_output
 ) -> None:
-    """An error of one account does not affect the others."""
     postpress_sandbox.script("acc_2", "errors/proxy_error", then=200)
     postpress_sandbox.script("acc_3", "errors/disconnected_account")
     postpress_sandbox.script("acc_4", "errors/unexpected_error")
@@ -22,10 +21,9 @@ async def test_each_account_has_its_outcome(
     assert_output("deadline", capsys.readouterr().out.splitlines())
 
 
-async def test_a_request_without_a_response_at_the_deadline_has_an_unknown_outcome(
+async def test_outcome_is_unknown_if_a_request_has_no_response_at_the_deadline(
     postpress_sandbox: SandboxThread, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The request was sent, so the change may have been applied."""
     postpress_sandbox.script("acc_1", then="hang")
 
     await main(CHANGES, seconds=0.5)

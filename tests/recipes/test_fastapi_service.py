@@ -1,4 +1,4 @@
-"""The web service over ASGI, with the sandbox as the API."""
+"""The web service responds to its clients. The sandbox takes the place of the API."""
 
 from collections.abc import Iterator
 
@@ -14,15 +14,14 @@ from tests.recipes.fastapi_service import app
 
 @pytest.fixture
 def client(postpress_sandbox: SandboxThread) -> Iterator[TestClient]:
-    """A client of the running service. The sandbox starts first and sets the service's environment."""
-    with TestClient(app) as running:
-        yield running
+    """A client of the running service, which gets the sandbox's URL and API key from the environment."""
+    with TestClient(app) as client:
+        yield client
 
 
-def test_each_kind_of_error_has_its_response(
+def test_response_to_each_kind_of_error(
     postpress_sandbox: SandboxThread, client: TestClient, assert_output
 ) -> None:
-    """The client learns what to do, but nothing about the API key."""
     postpress_sandbox.script("acc_2", "errors/proxy_error", then=200)
     postpress_sandbox.script("acc_3", "errors/disconnected_account")
     postpress_sandbox.script("acc_4", "errors/resource_not_found")
@@ -41,10 +40,9 @@ def test_each_kind_of_error_has_its_response(
     assert postpress_sandbox.sends("acc_8") == 0
 
 
-def test_a_rejected_api_key_appears_only_in_the_log(
+def test_error_about_the_api_key_is_logged_and_not_shown_to_the_client(
     postpress_sandbox: SandboxThread, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only the operator of the service can fix it."""
     postpress_sandbox.script("acc_1", "errors/missing_credentials")
 
     response = client.put("/accounts/acc_1/proxy", json={"country": "US"})
@@ -55,8 +53,8 @@ def test_a_rejected_api_key_appears_only_in_the_log(
     assert "acc_1" in record.getMessage()
 
 
-def test_the_session_is_closed_at_shutdown(postpress_sandbox: SandboxThread) -> None:
-    """A second start of the service creates a new session."""
+def test_service_can_be_started_again_after_a_shutdown(postpress_sandbox: SandboxThread) -> None:
+    """Each start has its own session."""
     for account in ("acc_1", "acc_2"):
         with TestClient(app) as client:
             assert client.put(f"/accounts/{account}/proxy", json={"country": "US"}).is_success

@@ -1,4 +1,4 @@
-"""The nightly job: cron's line and systemd's command, run as they are in the documentation, and killed."""
+"""The crontab of the documentation rotates a fleet every night, even if it is killed or stopped."""
 
 import asyncio
 import os
@@ -18,8 +18,8 @@ from postpress_async.sandbox import Sandbox
 
 HERE = Path(__file__).parent / "nightly"
 ACCOUNTS = [f"acc_{number:03}" for number in range(300)]
-VARIES = r"\d+\.\d(?= s)|\d+(?= of them)"  # seconds, and how far it came
-PROGRESS = r"[\d,]+ of 300: "
+VARYING_NUMBER = r"\d+\.\d(?= s)|\d+(?= of them)"  # seconds, and accounts of the killed run
+PROGRESS_LINE = r"[\d,]+ of 300: "
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def start(sandbox: Sandbox, folder: Path, rate: str = "10000") -> asyncio.subprocess.Process:
-    """Run cron's line with cron's environment: only what the table says."""
+    """Run the crontab's command as cron would, with only the environment that the crontab sets."""
     lines = (HERE / "crontab").read_text().splitlines()
     variables = dict(line.split("=", 1) for line in lines if re.match(r"\w+=", line))
     [command] = [line.split(maxsplit=5)[5] for line in lines if line.startswith("*")]
@@ -52,104 +52,108 @@ async def start(sandbox: Sandbox, folder: Path, rate: str = "10000") -> asyncio.
     )
 
 
-async def mail(process: asyncio.subprocess.Process) -> str:
-    """What cron would mail."""
+async def mail_of(process: asyncio.subprocess.Process) -> str:
+    """Wait for the end of *process*, and return its output, which cron would mail."""
     output, _ = await process.communicate()
     return output.decode()
 
 
-async def arrivals(sandbox: Sandbox, count: int, process: asyncio.subprocess.Process) -> None:
+async def wait_for_requests(sandbox: Sandbox, count: int, process: asyncio.subprocess.Process) -> None:
     while sandbox.record.requests < count:
-        assert process.returncode is None, await mail(process)
+        assert process.returncode is None, await mail_of(process)
         await asyncio.sleep(0)
 
 
-async def unlocked(folder: Path) -> None:
-    """Return when the lock is free: a killed process keeps it for some milliseconds."""
-    free = await asyncio.create_subprocess_exec("flock", "--timeout", "20", folder / "lock", "true")
-    assert await free.wait() == 0
+async def wait_for_unlock(folder: Path) -> None:
+    """Wait until the lock is free: a killed process holds it for some milliseconds."""
+    flock = await asyncio.create_subprocess_exec("flock", "--timeout", "20", folder / "lock", "true")
+    assert await flock.wait() == 0
 
 
-def ask(folder: Path, query: str) -> list[tuple[object, ...]]:
+def query_journal(folder: Path, query: str) -> list[tuple[object, ...]]:
     with closing(sqlite3.connect(folder / "fleet.csv.rotation.sqlite3")) as connection, connection:
         return connection.execute(query).fetchall()
 
 
-async def test_killed_night_is_resumed_and_each_night_is_a_run(folder: Path, assert_output) -> None:
-    """No account is left out, and no recorded one is sent again in the same night."""
+async def test_killed_run_is_resumed_and_each_night_is_a_new_run(folder: Path, assert_output) -> None:
+    """All accounts are sent, and no recorded account is sent again in the same night."""
     async with Sandbox(accounts=ACCOUNTS[:-2], latency=0.1) as sandbox:
-        process = await start(sandbox, folder, rate="100")  # so that it cannot be over before it is killed
-        await arrivals(sandbox, 60, process)
+        process = await start(sandbox, folder, rate="100")  # so slow that it is killed before it ends
+        await wait_for_requests(sandbox, 60, process)
         os.killpg(process.pid, signal.SIGKILL)
-        await mail(process)
-        await unlocked(folder)
-        done = {account for (account,) in ask(folder, "SELECT account_id FROM outcomes")}
-        lines = ["killed; started again:", *(await mail(await start(sandbox, folder))).splitlines()]
-        assert {account for account in done if sandbox.sends(str(account)) > 1} == set()
-        first = dict(sandbox.record.patched_accounts)
-        lines += ["and again:", *(await mail(await start(sandbox, folder))).splitlines()]
-        assert sandbox.record.patched_accounts == first
-        ask(folder, "UPDATE runs SET began = began - 86400")  # as if a day had passed
-        lines += ["in the next night:", *(await mail(await start(sandbox, folder))).splitlines()]
+        await mail_of(process)
+        await wait_for_unlock(folder)
+        recorded = {account for (account,) in query_journal(folder, "SELECT account_id FROM outcomes")}
+        lines = ["killed; started again:", *(await mail_of(await start(sandbox, folder))).splitlines()]
+        assert {account for account in recorded if sandbox.sends(str(account)) > 1} == set()
+        first_night = dict(sandbox.record.patched_accounts)
+        lines += ["and again:", *(await mail_of(await start(sandbox, folder))).splitlines()]
+        assert sandbox.record.patched_accounts == first_night
+        query_journal(folder, "UPDATE runs SET began = began - 86400")  # as if a day had passed
+        lines += ["in the next night:", *(await mail_of(await start(sandbox, folder))).splitlines()]
 
-    assert done
-    assert first.keys() == set(ACCOUNTS[:-2])
-    assert all(sandbox.record.patched_accounts[account] > first[account] for account in first)
-    assert ask(folder, "SELECT id, state FROM runs") == [(1, "complete"), (2, "complete")]
-    assert_output("nightly", [re.sub(VARIES, "N", line) for line in lines if not re.match(PROGRESS, line)])
+    assert recorded
+    assert first_night.keys() == set(ACCOUNTS[:-2])
+    assert all(sandbox.record.patched_accounts[account] > count for account, count in first_night.items())
+    assert query_journal(folder, "SELECT id, state FROM runs") == [(1, "complete"), (2, "complete")]
+    lines = [re.sub(VARYING_NUMBER, "N", line) for line in lines if not re.match(PROGRESS_LINE, line)]
+    assert_output("nightly", lines)
 
 
-async def test_signal_lets_requests_in_flight_finish(folder: Path) -> None:
-    """The next start resumes the run."""
+async def test_run_stopped_by_sigterm_completes_requests_in_flight_and_is_resumed(folder: Path) -> None:
     async with Sandbox(latency=0.05) as sandbox:
         process = await start(sandbox, folder)
-        await arrivals(sandbox, 20, process)
+        await wait_for_requests(sandbox, 20, process)
         os.killpg(process.pid, signal.SIGTERM)
-        await mail(process)
-        await unlocked(folder)
-        [(recorded,)] = ask(folder, "SELECT count(*) FROM outcomes WHERE state = 'patched'")
+        await mail_of(process)
+        await wait_for_unlock(folder)
+        [(recorded,)] = query_journal(folder, "SELECT count(*) FROM outcomes WHERE state = 'patched'")
         assert recorded == sandbox.record.requests
-        assert await mail(await start(sandbox, folder)) == ""
+        assert await mail_of(await start(sandbox, folder)) == ""
 
     assert sandbox.record.requests == len(ACCOUNTS)
 
 
-async def test_second_start_leaves_the_first_alone_and_sends_no_mail(folder: Path) -> None:
+async def test_start_during_a_run_does_nothing_and_sends_no_mail(folder: Path) -> None:
     async with Sandbox(latency=0.05) as sandbox:
         first = await start(sandbox, folder)
-        await arrivals(sandbox, 20, first)
-        assert await mail(await start(sandbox, folder)) == ""
-        assert await mail(first) == ""
+        await wait_for_requests(sandbox, 20, first)
+        assert await mail_of(await start(sandbox, folder)) == ""
+        assert await mail_of(first) == ""
 
     assert sandbox.record.requests == len(ACCOUNTS)
 
 
 @pytest.mark.parametrize(
-    ("error_type", "words"),
+    ("error_type", "reason"),
     [("insufficient_privileges", "key was refused"), ("disconnected_account", "halted")],
-    ids=["the key is refused", "too many fail"],
+    ids=["the API key is rejected", "too many accounts fail"],
 )
-async def test_halted_night_says_why_and_can_be_resumed(folder: Path, error_type: str, words: str) -> None:
+async def test_each_start_of_a_halted_run_mails_the_reason_and_resumes_it(
+    folder: Path, error_type: str, reason: str
+) -> None:
     async with Sandbox() as sandbox:
         for account in ACCOUNTS:
             sandbox.script(account, then=f"errors/{error_type}")
-        for _ in ("at two", "started again"):
-            assert words in await mail(await start(sandbox, folder))
+        for _ in range(2):
+            assert reason in await mail_of(await start(sandbox, folder))
 
-    assert ask(folder, "SELECT id, state FROM runs") == [(1, "halted")]
+    assert query_journal(folder, "SELECT id, state FROM runs") == [(1, "halted")]
 
 
 async def test_service_runs_the_command_of_the_crontab(folder: Path) -> None:
-    text = (HERE / "rotate-fleet.service").read_text().replace("\\\n", " ")
-    [line] = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
-    [cron] = re.findall(r"lock (postpress-async .+) >rotate", (HERE / "crontab").read_text())
-    words = shlex.split(line.replace("%%", "%").replace("${CREDENTIALS_DIRECTORY}/", ""))
-    assert [Path(words[0]).name, *words[1:]] == shlex.split(cron.replace(r"\%", "%"))
+    unit = (HERE / "rotate-fleet.service").read_text().replace("\\\n", " ")
+    [service_command] = re.findall(r"^ExecStart=(.+)$", unit, re.MULTILINE)
+    [cron_command] = re.findall(r"lock (postpress-async .+) >rotate", (HERE / "crontab").read_text())
+    program, *arguments = shlex.split(
+        service_command.replace("%%", "%").replace("${CREDENTIALS_DIRECTORY}/", "")
+    )
+    assert [Path(program).name, *arguments] == shlex.split(cron_command.replace(r"\%", "%"))
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    """A mistake in a unit shows at two in the night."""
+    """Otherwise a mistake in a unit would be noticed only at night."""
     program = Path(sys.executable).parent / "postpress-async"
     for unit in HERE.glob("rotate-fleet*.*"):
         text = unit.read_text().replace("/opt/postpress/bin/postpress-async", str(program))
@@ -161,5 +165,5 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
         check=False,
     )
 
-    ours = [line for line in done.stderr.splitlines() if "rotate-fleet" in line and "man " not in line]
-    assert (done.returncode, ours) == (0, [])
+    warnings = [line for line in done.stderr.splitlines() if "rotate-fleet" in line and "man " not in line]
+    assert (done.returncode, warnings) == (0, [])

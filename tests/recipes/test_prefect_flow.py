@@ -1,4 +1,4 @@
-"""The flow, run by Prefect with a temporary database."""
+"""The flow resumes a halted run, and each night is a new run. Prefect uses a temporary database."""
 
 import re
 from collections.abc import Iterator
@@ -30,14 +30,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_halted_flow_is_retried_and_resumed(
+async def test_halted_run_is_resumed_by_prefect_s_retry(
     postpress_sandbox: SandboxThread,
     folder: Path,
     assert_output,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Prefect's retry uses the journal of the first run, so completed accounts are not sent again."""
+    """Completed accounts are not sent again."""
     for number in range(8):  # 8 of the 20 canary accounts fail, which is more than 20%
         postpress_sandbox.script(f"acc_{number}", then="errors/disconnected_account")
     monkeypatch.setattr(rotate_fleet, "retry_delay_seconds", 0)
@@ -51,16 +51,15 @@ async def test_a_halted_flow_is_retried_and_resumed(
     assert max(postpress_sandbox.sends(f"acc_{number}") for number in range(60)) == 1
 
 
-async def test_each_night_sends_all_accounts_once(
+async def test_second_start_sends_nothing_in_the_same_night_and_all_accounts_in_the_next(
     postpress_sandbox: SandboxThread, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second start in the same night sends nothing; the next night uses the same journal."""
     await nightly(str(folder))
     await nightly(str(folder))
 
     assert {postpress_sandbox.sends(f"acc_{number}") for number in range(60)} == {1}
 
-    monkeypatch.setattr(prefect_flow, "HOURS_BETWEEN_RUNS", 0)
+    monkeypatch.setattr(prefect_flow, "HOURS_BETWEEN_RUNS", 0)  # as if the next night had come
     states = await nightly(str(folder))
 
     assert states["patched"] == 60

@@ -1,4 +1,4 @@
-"""The bot with a fake of Telegram that delivers updates and records the bot's replies."""
+"""The bot's replies to commands. A fake of Telegram delivers the commands and records the replies."""
 
 import asyncio
 import os
@@ -83,10 +83,9 @@ async def dispatcher(postpress_sandbox: SandboxThread) -> AsyncIterator[Dispatch
         yield telegram_bot.make_dispatcher(session, [ADMIN], set())
 
 
-async def test_the_replies_of_the_bot(
+async def test_reply_to_each_kind_of_error_says_what_to_do(
     postpress_sandbox: SandboxThread, dispatcher: Dispatcher, bot: Bot, telegram: Telegram, assert_output
 ) -> None:
-    """For each kind of error the reply says what to do."""
     postpress_sandbox.script("acc_2", "errors/disconnected_account")
     postpress_sandbox.script("acc_3", "errors/resource_not_found")
     postpress_sandbox.script("acc_4", "errors/invalid_proxy_credentials")
@@ -101,7 +100,7 @@ async def test_the_replies_of_the_bot(
     assert postpress_sandbox.proxy_of("acc_1") == {"country": "DE"}
 
 
-async def test_a_user_who_is_not_an_admin_gets_no_reply(
+async def test_user_who_is_not_an_admin_gets_no_reply(
     postpress_sandbox: SandboxThread, dispatcher: Dispatcher, bot: Bot, telegram: Telegram
 ) -> None:
     """Anyone can write to a bot."""
@@ -112,10 +111,9 @@ async def test_a_user_who_is_not_an_admin_gets_no_reply(
 
 
 @pytest.mark.postpress(latency=0.3)
-async def test_sigterm_during_a_call_lets_the_bot_reply(
+async def test_bot_stopped_by_sigterm_during_a_call_still_replies(
     postpress_sandbox: SandboxThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a deployment stops the bot, the account has its proxy and the user has a reply."""
     telegram_bot.router._parent_router = None
     telegram = Telegram(update("/proxy acc_1 DE"))
     monkeypatch.setenv("TELEGRAM_TOKEN", "42:TEST")

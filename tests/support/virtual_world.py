@@ -32,7 +32,7 @@ class World(NamedTuple):
         return {
             "in flight": pacer.in_flight,
             "waiting": pacer.waiting,
-            "turns": len(line.locks._waiting),
+            "turns": len(line.locks._queues),
             "calls": line.tracker._calls,
             "waits": len(line.tracker._open),
             "connections": len(self.connector._acquired),
