@@ -96,7 +96,7 @@ def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
         ),
         pytest.param(
             refused_connection(OSError("Multiple exceptions: ...")),
-            "no connection to api.example.com: the host did not answer",
+            "no connection to api.example.com: the host did not respond",
             id="several addresses, several reasons",
         ),
         pytest.param(
