@@ -19,7 +19,7 @@ from postpress_async import CustomProxy, ManagedProxy, PostPressSession, RetryPo
 from postpress_async.errors import ConfigurationError
 from postpress_async.models import FieldError
 from tests.support import KEY
-from tests.support.fault_server import FaultServer, Seen
+from tests.support.fault_server import FaultServer, SeenRequest
 
 US = ManagedProxy(country="US")
 ONCE = RetryPolicy(attempts=1)
@@ -38,7 +38,7 @@ class Api:
     wait: Callable[[Awaitable[object]], object]
     session: PostPressSession
 
-    def new(self) -> Seen:
+    def new(self) -> SeenRequest:
         """The one request that came since the last time."""
         [seen] = self.server.seen
         self.server.seen.clear()

@@ -216,7 +216,7 @@ async def test_unread_data_is_detected_on_a_system_without_poll(monkeypatch: pyt
     monkeypatch.delattr(select, "poll", raising=False)
     with FaultServer() as server:
         async with PostPressSession(KEY, base_url=server.url, retry=RetryPolicy(first_wait=0.001)) as session:
-            server.play(FAULTS["an unasked answer while idle"])
+            server.play(FAULTS["an unsolicited response while idle"])
             await session.update_proxy("acc_bad", US)
             server.play(None)
             server.push()
