@@ -1,8 +1,8 @@
 """
 Runs a part of `test_hostile` on uvloop and with aiohttp's pure-Python parser.
 
-A new process is needed, because aiohttp chooses the parser when it is imported. ``nox -s hostile`` runs all of
-`test_hostile` with each event loop and parser.
+A new process is needed, because aiohttp chooses the parser when it is imported. ``nox -s hostile`` runs all
+of `test_hostile` with each event loop and parser.
 """
 
 import importlib.util

@@ -85,7 +85,7 @@ async def test_request_has_everything_that_the_api_requires() -> None:
         Sandbox(accounts=["acc_1"]) as sandbox,
         sandbox.session(transport=OtherClientTransport()) as session,
     ):
-        results = await session.update_many({"acc_1": CUSTOM, "acc_2": OWN})
+        results = await session.update_many({"acc_1": CUSTOM, "acc_2": CUSTOM})
 
         assert (len(results.patched), len(results.failed)) == (1, 1)
         proxy = sandbox.proxy_of("acc_1")

@@ -37,7 +37,7 @@ class SeenRequest:
         return self.head.split(b" ", 2)[1].split(b"?")[0].rsplit(b"/", 1)[-1].decode()
 
     def header(self, name: str) -> str | None:
-        """Return the value of the first header *name*, or None if there is none."""
+        """Return the value of the first header *name*, or None."""
         for line in self.head.split(b"\r\n")[1:]:
             key, _, value = line.partition(b":")
             if key.lower() == name.lower().encode():
