@@ -33,7 +33,7 @@ from tests.support.campaign import describe, write_fleet
 from tests.support.campaign_audit import Case, Finding, RunReport
 from tests.support.campaign_nights import audit, draw_nights, intent_of, is_over
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw
-from tests.support.command_line import BENT
+from tests.support.command_line import CLOCK_AHEAD
 from tests.support.counting_server import API_KEY, KEY_TYPE, Conditions, CountingServer, Gateway
 
 _AT_THE_END: Final[dict[str, Any]] = {
@@ -243,7 +243,7 @@ class CommandPlayer:
         if step.end is End.DISK_FULL:
             options["preexec_fn"] = _no_file_over(step.at * 1_000)
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", BENT, str(self.ahead), *words),
+            *(sys.executable, "-c", CLOCK_AHEAD, str(self.ahead), *words),
             cwd=self.folder,
             env={**os.environ, "POSTPRESS_API_KEY": key, "POSTPRESS_BASE_URL": url},
             stdout=asyncio.subprocess.PIPE,
