@@ -320,7 +320,9 @@ BROKEN: dict[str, tuple[Break, Sequence, str]] = {
     "a proxy is never full": (no_proxy_is_full, small(accounts_per_proxy=1), "proxy over its cap"),
     "a summary that counts twice": (the_summary_counts_twice, small(), "summary is wrong"),
     "a service that ignores keys": (
-        lambda patch: patch.setattr("tests.support.counting_server.CountingServer._behind", _execute_always),
+        lambda patch: patch.setattr(
+            "tests.support.counting_server.CountingServer._reply_after_keys", _execute_always
+        ),
         small(*KILLED_THEN_STOPPED),
         "managed proxies handed out twice",
     ),

@@ -1,4 +1,4 @@
-"""What tests share, such as fake servers, prepared journals, virtual time, and the command line in a process."""
+"""What tests share: fake servers, prepared journals, virtual time, and the command line in a process."""
 
 from pathlib import Path
 from typing import Final

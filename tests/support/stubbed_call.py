@@ -78,7 +78,7 @@ class StubApi:
     A transport with prepared responses, which can also make a call.
 
     Attributes:
-        answers: The results of the requests: `DONE`, or a function that creates an error. The last is repeated.
+        answers: Results of the requests: `DONE`, or a function that creates an error. The last repeats.
         takes: Seconds that each request takes.
         late: Seconds from the start of the call to its first attempt.
         patient: Whether the call waits for the end of an outage, like a call of a rotation.
