@@ -115,10 +115,11 @@ class LeanTransport:
         except asyncio.CancelledError as error:
             raise error.with_traceback(None)  # noqa: B904 - frames of the traceback hold the API key
         finally:
-            if response is not None:
-                connection.release()
-            elif connection is not None:
-                connection.close()
+            if connection is not None:
+                if response is None:
+                    connection.close()
+                else:
+                    connection.release()
         # Raised outside the handler, so that aiohttp's exception is not its context.
         try:
             raise failure

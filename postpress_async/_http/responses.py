@@ -155,8 +155,8 @@ def translate(error: Exception, host: str) -> errors.PostPressError:
     if isinstance(error, TimeoutError):
         return errors.AttemptTimeoutError(f"no response from {host} in time")
     if isinstance(error, aiohttp.ClientConnectorError):
-        reason = _reason(error.os_error) or "the host did not respond"
-        return errors.ConnectError(f"no connection to {host}: {reason}")
+        cause = _reason(error.os_error) or "the host did not respond"
+        return errors.ConnectError(f"no connection to {host}: {cause}")
     if isinstance(error, UnusableConnectionError):
         return errors.ConnectionLostError(f"the connection to {host} was lost before it was used")
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError | ValueError):

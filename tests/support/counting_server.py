@@ -2,8 +2,8 @@
 A model of the API that records each request: its idempotency key, whether it was applied, and the response.
 
 A campaign compares journals with these records. Each request is handled by a task of its own, which continues
-if the client is killed or disconnects, because a request that was sent may still be applied. The faults depend
-on a seed.
+if the client is killed or disconnects, because a request that was sent may still be applied. A seed decides
+the faults.
 """
 
 import asyncio
