@@ -63,7 +63,7 @@ class Gateway:
 @frozen(kw_only=True)
 class Conditions:
     """
-    The faults during one run. By default, there are none.
+    The faults during one run, by default no faults.
 
     The shares are from 0 to 1, and refer to the requests of the run. The API checks the API key, then limits
     the rate, then looks up the idempotency key, and then executes the request.
@@ -141,7 +141,7 @@ class Request:
         sent_at: When the request was sent.
         applied_at: When the change was applied; None if it was not, such as for a replayed response.
         is_settled: Whether the API has finished with the request. Until then, it may still be applied.
-        status: Status of the response; None if there is none.
+        status: Status of the response; None without a response.
         type: Type of the error response, if it has an envelope.
         from_behind: Whether the response was sent after the idempotency key was looked up.
         by_key_check: Whether the response rejects the API key.
