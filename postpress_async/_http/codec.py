@@ -49,7 +49,7 @@ def encode_request(account_id: str, change: ProxyChange, url: str, api_key: Secr
 def decode_response(
     response: Response, request: Request, attempts: tuple[Attempt, ...] = ()
 ) -> AccountPatched:
-    """Return the success, with the call's *attempts*; otherwise raise an `ApiError` or `AnswerError`."""
+    """Return the result of a success, with the call's *attempts*; raise an `ApiError` or `AnswerError`."""
     if response.status != 200:
         key, password = request.api_key, request.password
         raise _decode_error(response, (key,) if password is None else (key, password))
@@ -87,8 +87,8 @@ def _decode_error(response: Response, secrets: tuple[Secret, ...]) -> PostPressE
 def _seconds_to_wait(response: Response) -> float | None:
     if response.retry_after is None:
         return None
-    # If Retry-After is a date, it is by the server's clock, which the Date header shows. The local clock may
-    # be minutes off.
+    # A date in Retry-After is a time of the server's clock, which the Date header shows. The local clock may be
+    # minutes off.
     server_time = None if response.date is None else _read_date(response.date)
     return read_retry_after(response.retry_after, time.time() if server_time is None else server_time)
 
@@ -98,8 +98,8 @@ def read_retry_after(text: str, now: float) -> float | None:
     Return the seconds to wait from *now* (Unix time), or None if the value *text* of Retry-After is invalid.
 
     *text* is a number of seconds or an HTTP date (RFC 9110, section 10.2.3). A date in the past means 0.0.
-    Other date formats are accepted too: even a misread one delays no call for long, because a call gives up
-    if the wait is too long.
+    Other date formats are accepted too. A date that is misread cannot delay a call for long, because calls
+    give up if the wait is too long.
     """
     if text.isascii() and text.isdecimal():
         return float(text)  # infinity if the number is too large for a float, so that the call gives up

@@ -50,8 +50,8 @@ class Connector(aiohttp.TCPConnector):
             _limit_read_size(transport)
             return transport, protocol
         except BaseException:
-            # asyncio closes its socket objects. With uvloop, separate each object from the descriptor. This
-            # leaks none: a socket that uvloop did not receive has been closed.
+            # asyncio closes its socket objects. With uvloop, detach each object from the descriptor, which
+            # uvloop closes. If uvloop has not received a socket, the socket is closed already.
             if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
                 for new_socket in new_sockets:
                     new_socket.detach()
@@ -78,8 +78,8 @@ def _limit_read_size(transport: asyncio.Transport) -> None:
     """
     Reduce the buffer that asyncio allocates for each read, which is 256 KiB by default.
 
-    The C library may request memory for so large a buffer from the system and return it after the read: three
-    system calls for a response of a hundred bytes. uvloop has no such buffer.
+    The C library may request memory of that size from the system and return it after the read, which makes
+    three system calls for a response of a hundred bytes. uvloop has no such buffer.
     """
     tls_protocol: Any = getattr(transport, "_ssl_protocol", None)
     readers: tuple[Any, ...] = (transport, tls_protocol)

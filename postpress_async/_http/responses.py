@@ -66,7 +66,7 @@ def fail_when_closed(content: aiohttp.StreamReader, protocol: ResponseHandler | 
     On a malformed chunk, aiohttp closes the connection without notifying the reader of the body.
     """
     if protocol is None or (closed := protocol.closed) is None:
-        return  # the response is complete, or the connection was lost, which aiohttp notifies the reader of
+        return  # the response is complete, or the connection was lost and aiohttp has notified the reader
 
     def on_closed(closed: asyncio.Future[None]) -> None:
         if not closed.cancelled():

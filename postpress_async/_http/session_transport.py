@@ -48,9 +48,9 @@ class AiohttpTransport:
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
         session = self._session or self._open()
-        body = _Body(request.body)
         if session.closed:
             raise errors.SessionClosedError("the session's connector is closed: create a new session")
+        body = _Body(request.body)
         timer = self._timeouts.within(timeout)
         try:
             with timer:
@@ -62,6 +62,7 @@ class AiohttpTransport:
             if closed or timer.expired:
                 sent = body.sent
             else:
+                # Other errors of aiohttp do not tell whether the request was sent, so it may have been.
                 sent = not (body.certainly_unsent or isinstance(error, UnusableConnectionError))
             failure = failure_of(
                 error,

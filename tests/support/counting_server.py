@@ -63,7 +63,7 @@ class Gateway:
 @frozen(kw_only=True)
 class Conditions:
     """
-    The faults during one run, by default no faults.
+    The faults during one run. By default, the API works without faults.
 
     The shares are from 0 to 1, and refer to the requests of the run. The API checks the API key, then limits
     the rate, then looks up the idempotency key, and then executes the request.
