@@ -87,8 +87,8 @@ def _decode_error(response: Response, secrets: tuple[Secret, ...]) -> PostPressE
 def _seconds_to_wait(response: Response) -> float | None:
     if response.retry_after is None:
         return None
-    # A date in Retry-After is a time of the server's clock, which the Date header shows. The local clock may be
-    # minutes off.
+    # A date in Retry-After is a time of the server's clock, which the Date header shows. The local clock may
+    # be minutes off.
     server_time = None if response.date is None else _read_date(response.date)
     return read_retry_after(response.retry_after, time.time() if server_time is None else server_time)
 

@@ -130,7 +130,7 @@ def valid_response(account_id: str) -> bytes:
 
 
 def raw_response(head: bytes, body: bytes = b"") -> bytes:
-    """Create a response with exactly this *head*, whose lines end with a line feed here."""
+    """Create a response with *head*, after replacing its line feeds by CR LF, and with no other headers."""
     return head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + body
 
 
@@ -175,17 +175,25 @@ def sends_slowly(make_response: Callable[[bytes], bytes]) -> Fault:
 
 
 def sends_body(body: bytes | Callable[[bytes], bytes], status: int = 200, *lines: bytes) -> Fault:
-    """Create a fault that sends *body*, or what it returns for a valid body, with a correct head."""
-    return sends(lambda valid_body: response(status, body(valid_body) if callable(body) else body, *lines))
+    """
+    Create a fault that sends *body* with a correct head, which has the additional header *lines*.
+
+    If *body* is a function, it is called with a valid body and returns the body to send.
+    """
+
+    def make_response(valid_body: bytes) -> bytes:
+        return response(status, body(valid_body) if callable(body) else body, *lines)
+
+    return sends(make_response)
 
 
 def sends_headers(*lines: bytes, status: int = 200) -> Fault:
     """Create a fault that sends a valid body with these additional headers."""
-    return sends(lambda valid_body: response(status, valid_body, *lines))
+    return sends(lambda body: response(status, body, *lines))
 
 
 def sends_status_line(line: bytes) -> Fault:
-    return sends(lambda valid_body: line + b"\r\nContent-Length: %d\r\n\r\n" % len(valid_body) + valid_body)
+    return sends(lambda body: line + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
 
 def sends_retry_after(*values: bytes) -> Fault:
@@ -284,22 +292,16 @@ CONNECTIONS: dict[str, Fault] = {
     "half-closed after the request": Fault(on_request=_half_close),
     "closed during the status line": sends_and_closes(lambda _: b"HTTP/1.1 20"),
     "closed during a header": sends_and_closes(lambda _: raw_response(_OK + b"Content-Le")[:-4]),
-    "closed after the headers": sends_and_closes(
-        lambda valid_body: response(200, b"", length=len(valid_body))
-    ),
-    "closed during the body": sends_and_closes(
-        lambda valid_body: response(200, valid_body[:-5], length=len(valid_body))
-    ),
+    "closed after the headers": sends_and_closes(lambda body: response(200, b"", length=len(body))),
+    "closed during the body": sends_and_closes(lambda body: response(200, body[:-5], length=len(body))),
     "closed during the body of a 502": sends_and_closes(
-        lambda valid_body: response(502, valid_body[:-5], length=len(valid_body))
+        lambda body: response(502, body[:-5], length=len(body))
     ),
     "reset during the headers": sends(lambda _: b"HTTP/1.1 200 OK\r\nContent-", Connection.reset),
-    "reset during the body": sends(
-        lambda valid_body: response(200, valid_body[:-5], length=len(valid_body)), Connection.reset
-    ),
+    "reset during the body": sends(lambda body: response(200, body[:-5], length=len(body)), Connection.reset),
     "silence during the headers": sends(lambda _: b"HTTP/1.1 200 OK\r\nContent-", Connection.silence),
     "silence during the body": sends(
-        lambda valid_body: response(200, valid_body[:-5], length=len(valid_body)), Connection.silence
+        lambda body: response(200, body[:-5], length=len(body)), Connection.silence
     ),
     "closed while idle": Fault(on_push=Connection.close),
     "reset while idle": Fault(on_push=Connection.reset),
@@ -311,98 +313,66 @@ CONNECTIONS: dict[str, Fault] = {
 }
 
 FRAMING: dict[str, Fault] = {
-    "length too long": sends(
-        lambda valid_body: response(200, valid_body, length=len(valid_body) + 9), Connection.silence
-    ),
-    "length too long, then closed": sends_and_closes(
-        lambda valid_body: response(200, valid_body, length=len(valid_body) + 9)
-    ),
-    "length too short": sends(lambda valid_body: response(200, valid_body, length=len(valid_body) - 9)),
-    "zero length": sends(lambda valid_body: response(200, valid_body, length=0)),
-    "negative length": sends(lambda valid_body: response(200, valid_body, length=-1)),
-    "length with a plus sign": sends(
-        lambda valid_body: response(200, valid_body, length=f"+{len(valid_body)}")
-    ),
-    "length in hexadecimal": sends(lambda valid_body: response(200, valid_body, length=hex(len(valid_body)))),
-    "length with an underscore": sends(lambda valid_body: response(200, valid_body, length="5_1")),
-    "length that is a word": sends(lambda valid_body: response(200, valid_body, length="many")),
-    "empty length": sends(lambda valid_body: response(200, valid_body, length="")),
-    "length beyond 64 bits": sends(lambda valid_body: response(200, valid_body, length=2**65)),
-    "length of 5,000 digits": sends(lambda valid_body: response(200, valid_body, length="9" * 5000)),
+    "length too long": sends(lambda body: response(200, body, length=len(body) + 9), Connection.silence),
+    "length too long, then closed": sends_and_closes(lambda body: response(200, body, length=len(body) + 9)),
+    "length too short": sends(lambda body: response(200, body, length=len(body) - 9)),
+    "zero length": sends(lambda body: response(200, body, length=0)),
+    "negative length": sends(lambda body: response(200, body, length=-1)),
+    "length with a plus sign": sends(lambda body: response(200, body, length=f"+{len(body)}")),
+    "length in hexadecimal": sends(lambda body: response(200, body, length=hex(len(body)))),
+    "length with an underscore": sends(lambda body: response(200, body, length="5_1")),
+    "length that is a word": sends(lambda body: response(200, body, length="many")),
+    "empty length": sends(lambda body: response(200, body, length="")),
+    "length beyond 64 bits": sends(lambda body: response(200, body, length=2**65)),
+    "length of 5,000 digits": sends(lambda body: response(200, body, length="9" * 5000)),
     "two different lengths": sends_headers(b"Content-Length: 9"),
-    "two equal lengths": sends(
-        lambda valid_body: response(200, valid_body, b"Content-Length: %d" % len(valid_body))
-    ),
-    "a list of lengths": sends(
-        lambda valid_body: response(200, valid_body, length=f"{len(valid_body)}, {len(valid_body)}")
-    ),
+    "two equal lengths": sends(lambda body: response(200, body, b"Content-Length: %d" % len(body))),
+    "a list of lengths": sends(lambda body: response(200, body, length=f"{len(body)}, {len(body)}")),
     "length and chunked encoding": sends(
-        lambda valid_body: response(
-            200, chunk(valid_body) + b"0\r\n\r\n", b"Transfer-Encoding: chunked", length=5
-        )
+        lambda body: response(200, chunk(body) + b"0\r\n\r\n", b"Transfer-Encoding: chunked", length=5)
     ),
-    "valid chunks": sends(
-        lambda valid_body: chunked(chunk(valid_body[:9]) + chunk(valid_body[9:]) + b"0\r\n\r\n")
-    ),
-    "a chunk size that is not a number": sends(
-        lambda valid_body: chunked(b"zz\r\n" + valid_body + b"\r\n0\r\n\r\n")
-    ),
-    "a negative chunk size": sends(lambda valid_body: chunked(b"-5\r\n" + valid_body + b"\r\n0\r\n\r\n")),
-    "a chunk size beyond 64 bits": sends(lambda valid_body: chunked(b"f" * 17 + b"\r\n" + valid_body)),
-    "a chunk longer than its size": sends(
-        lambda valid_body: chunked(b"5\r\n" + valid_body + b"\r\n0\r\n\r\n")
-    ),
-    "an invalid chunk after a valid one": sends(
-        lambda valid_body: chunked(chunk(valid_body[:9]) + b"zz\r\nx\r\n")
-    ),
+    "valid chunks": sends(lambda body: chunked(chunk(body[:9]) + chunk(body[9:]) + b"0\r\n\r\n")),
+    "a chunk size that is not a number": sends(lambda body: chunked(b"zz\r\n" + body + b"\r\n0\r\n\r\n")),
+    "a negative chunk size": sends(lambda body: chunked(b"-5\r\n" + body + b"\r\n0\r\n\r\n")),
+    "a chunk size beyond 64 bits": sends(lambda body: chunked(b"f" * 17 + b"\r\n" + body)),
+    "a chunk longer than its size": sends(lambda body: chunked(b"5\r\n" + body + b"\r\n0\r\n\r\n")),
+    "an invalid chunk after a valid one": sends(lambda body: chunked(chunk(body[:9]) + b"zz\r\nx\r\n")),
     "an invalid chunk, sent separately": sends(lambda _: chunked(chunk(b" ")), _invalid_chunk),
-    "chunks without a last one": sends(lambda valid_body: chunked(chunk(valid_body)), Connection.silence),
-    "chunks without a last one, then closed": sends_and_closes(lambda valid_body: chunked(chunk(valid_body))),
+    "chunks without a last one": sends(lambda body: chunked(chunk(body)), Connection.silence),
+    "chunks without a last one, then closed": sends_and_closes(lambda body: chunked(chunk(body))),
     "endless chunks": sends_endlessly(lambda _: chunked(b""), chunk(_BIG)),
     "endless chunks of one byte": sends_endlessly(lambda _: chunked(b""), chunk(b" ") * 10_000),
     "an endless chunk extension": sends_endlessly(lambda _: chunked(b"1;"), _BIG),
-    "endless trailers": sends_endlessly(
-        lambda valid_body: chunked(chunk(valid_body) + b"0\r\n"), b"X-T: a\r\n" * 5_000
-    ),
+    "endless trailers": sends_endlessly(lambda body: chunked(chunk(body) + b"0\r\n"), b"X-T: a\r\n" * 5_000),
     "endless trailers, sent separately": sends(
-        lambda valid_body: chunked(chunk(valid_body) + b"0\r\n"), _endless_trailers
+        lambda body: chunked(chunk(body) + b"0\r\n"), _endless_trailers
     ),
-    "trailers": sends(lambda valid_body: chunked(chunk(valid_body) + b"0\r\nX-T: a\r\n\r\n")),
+    "trailers": sends(lambda body: chunked(chunk(body) + b"0\r\nX-T: a\r\n\r\n")),
     "an unknown transfer coding": sends(
-        lambda valid_body: raw_response(
-            _OK + b"Transfer-Encoding: magic\nContent-Length: %d" % len(valid_body), valid_body
-        )
+        lambda body: raw_response(_OK + b"Transfer-Encoding: magic\nContent-Length: %d" % len(body), body)
     ),
     "chunks declared as gzip": sends(
-        lambda valid_body: raw_response(
-            _OK + b"Transfer-Encoding: gzip, chunked", chunk(valid_body) + b"0\r\n\r\n"
-        )
+        lambda body: raw_response(_OK + b"Transfer-Encoding: gzip, chunked", chunk(body) + b"0\r\n\r\n")
     ),
-    "garbage after the body": sends(lambda valid_body: response(200, valid_body) + b"garbage"),
-    "a line break after the body": sends(lambda valid_body: response(200, valid_body) + b"\r\n"),
-    "a second response after the body": sends(
-        lambda valid_body: response(200, valid_body) + valid_response("acc_next")
-    ),
-    "1 MiB after the body": sends(lambda valid_body: response(200, valid_body) + b"x" * (1 << 20)),
+    "garbage after the body": sends(lambda body: response(200, body) + b"garbage"),
+    "a line break after the body": sends(lambda body: response(200, body) + b"\r\n"),
+    "a second response after the body": sends(lambda body: response(200, body) + valid_response("acc_next")),
+    "1 MiB after the body": sends(lambda body: response(200, body) + b"x" * (1 << 20)),
     "HTTP/1.0 with a length": sends_and_closes(
-        lambda valid_body: raw_response(b"HTTP/1.0 200 OK\nContent-Length: %d" % len(valid_body), valid_body)
+        lambda body: raw_response(b"HTTP/1.0 200 OK\nContent-Length: %d" % len(body), body)
     ),
     "HTTP/1.0 with a length, kept open": sends(
-        lambda valid_body: raw_response(b"HTTP/1.0 200 OK\nContent-Length: %d" % len(valid_body), valid_body)
+        lambda body: raw_response(b"HTTP/1.0 200 OK\nContent-Length: %d" % len(body), body)
     ),
-    "HTTP/1.0 without a length": sends_and_closes(
-        lambda valid_body: raw_response(b"HTTP/1.0 200 OK", valid_body)
-    ),
-    "HTTP/1.1 without a length": sends_and_closes(
-        lambda valid_body: raw_response(b"HTTP/1.1 200 OK", valid_body)
-    ),
+    "HTTP/1.0 without a length": sends_and_closes(lambda body: raw_response(b"HTTP/1.0 200 OK", body)),
+    "HTTP/1.1 without a length": sends_and_closes(lambda body: raw_response(b"HTTP/1.1 200 OK", body)),
     "HTTP/1.1 without a length, truncated": sends_and_closes(
-        lambda valid_body: raw_response(b"HTTP/1.1 200 OK", valid_body[:-5])
+        lambda body: raw_response(b"HTTP/1.1 200 OK", body[:-5])
     ),
     "HTTP/1.1 without a length, kept open": sends(
-        lambda valid_body: raw_response(b"HTTP/1.1 200 OK", valid_body), Connection.silence
+        lambda body: raw_response(b"HTTP/1.1 200 OK", body), Connection.silence
     ),
-    "HTTP/0.9": sends_and_closes(lambda valid_body: valid_body),
+    "HTTP/0.9": sends_and_closes(lambda body: body),
     "HTTP/2": sends_and_closes(lambda _: b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18)),
     "HTTP/2.0 in the status line": sends_status_line(b"HTTP/2.0 200 OK"),
     "HTTP/9.9 in the status line": sends_status_line(b"HTTP/9.9 200 OK"),
@@ -411,18 +381,12 @@ FRAMING: dict[str, Fault] = {
     "a reason phrase of 100 KiB": sends_status_line(b"HTTP/1.1 200 " + b"a" * 100_000),
     "a reason phrase that is not ASCII": sends_status_line(b"HTTP/1.1 200 \xff\xfe"),
     "line feeds without carriage returns": sends(
-        lambda valid_body: b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % len(valid_body) + valid_body
+        lambda body: b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % len(body) + body
     ),
-    "a 100 first": sends(lambda valid_body: b"HTTP/1.1 100 Continue\r\n\r\n" + response(200, valid_body)),
-    "a 103 first": sends(
-        lambda valid_body: b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n" + response(200, valid_body)
-    ),
-    "a hundred 1xx first": sends(
-        lambda valid_body: b"HTTP/1.1 102 P\r\n\r\n" * 100 + response(200, valid_body)
-    ),
-    "2,000 1xx first": sends(
-        lambda valid_body: b"HTTP/1.1 102 P\r\n\r\n" * 2_000 + response(200, valid_body)
-    ),
+    "a 100 first": sends(lambda body: b"HTTP/1.1 100 Continue\r\n\r\n" + response(200, body)),
+    "a 103 first": sends(lambda body: b"HTTP/1.1 103 Early Hints\r\nLink: </>\r\n\r\n" + response(200, body)),
+    "a hundred 1xx first": sends(lambda body: b"HTTP/1.1 102 P\r\n\r\n" * 100 + response(200, body)),
+    "2,000 1xx first": sends(lambda body: b"HTTP/1.1 102 P\r\n\r\n" * 2_000 + response(200, body)),
     "endless 1xx": sends_endlessly(lambda _: b"", b"HTTP/1.1 102 P\r\n\r\n" * 5_000),
     "dripping 1xx": sends_slowly(lambda _: b"HTTP/1.1 102 P\r\n\r\n" * 100),
     "a 101": sends(
@@ -443,7 +407,7 @@ FRAMING: dict[str, Fault] = {
     "a header without a colon": sends_headers(b"nonsense"),
     "a header without a name": sends_headers(b": nonsense"),
     "a space before the colon": sends_headers(b"X-Space : a"),
-    "dripping headers": sends_slowly(lambda valid_body: response(200, valid_body)),
+    "dripping headers": sends_slowly(lambda body: response(200, body)),
 }
 
 BODIES: dict[str, Fault] = {
@@ -451,10 +415,8 @@ BODIES: dict[str, Fault] = {
     "1 GiB announced with an error": sends_endlessly(lambda _: response(503, b"", length=1 << 30), _BIG),
     "1 GiB announced and not sent": sends(lambda _: response(200, b"{", length=1 << 30), Connection.silence),
     "an endless body": sends_endlessly(lambda _: raw_response(b"HTTP/1.1 200 OK"), _BIG),
-    "exactly 256 KiB": sends_body(lambda valid_body: valid_body + b" " * (256 * 1024 - len(valid_body))),
-    "256 KiB and one byte": sends_body(
-        lambda valid_body: valid_body + b" " * (256 * 1024 + 1 - len(valid_body))
-    ),
+    "exactly 256 KiB": sends_body(lambda body: body + b" " * (256 * 1024 - len(body))),
+    "256 KiB and one byte": sends_body(lambda body: body + b" " * (256 * 1024 + 1 - len(body))),
     "300 KiB with an error": sends_body(b" " * 300_000, 503),
     "a 401 closed during the body": sends_and_closes(lambda _: response(401, b'{"type": "err', length=99)),
     "a 401 reset during the body": sends(lambda _: response(401, b"{", length=99), Connection.reset),
@@ -475,7 +437,7 @@ BODIES: dict[str, Fault] = {
         lambda _: response(429, b"", b"Retry-After: 1", length=99)
     ),
     "a dripping body": sends(
-        lambda valid_body: response(200, b"", length=len(valid_body)),
+        lambda body: response(200, b"", length=len(body)),
         lambda connection: connection.send_slowly(b"x" * 50),
     ),
     "a gzip bomb": _sends_compressed(b"gzip", _GZIP),
@@ -485,55 +447,51 @@ BODIES: dict[str, Fault] = {
     "gzip twice": _sends_compressed(b"gzip, gzip", zlib.compress(_GZIP, wbits=31)),
     "declared as gzip": sends_headers(b"Content-Encoding: gzip"),
     "charset punycode": sends_body(
-        lambda valid_body: valid_body[:-1] + b', "x": "' + b"a-" * 125_000 + b'"}',
+        lambda body: body[:-1] + b', "x": "' + b"a-" * 125_000 + b'"}',
         200,
         b"Content-Type: application/json; charset=punycode",
     ),
     "charset idna": sends_headers(b"Content-Type: application/json; charset=idna"),
     "an unknown charset": sends_headers(b"Content-Type: application/json; charset=klingon"),
-    "UTF-16": sends_body(lambda valid_body: valid_body.decode().encode("utf-16"), 200),
+    "UTF-16": sends_body(lambda body: body.decode().encode("utf-16"), 200),
     "declared UTF-16": sends_body(
-        lambda valid_body: valid_body.decode().encode("utf-16"),
+        lambda body: body.decode().encode("utf-16"),
         200,
         b"Content-Type: application/json; charset=utf-16",
     ),
-    "UTF-7": sends_body(lambda valid_body: valid_body.replace(b"{", b"+AHs-"), 200),
-    "a byte-order mark": sends_body(lambda valid_body: b"\xef\xbb\xbf" + valid_body),
-    "not UTF-8": sends_body(lambda valid_body: valid_body[:-1] + b', "x": "\xff"}'),
+    "UTF-7": sends_body(lambda body: body.replace(b"{", b"+AHs-"), 200),
+    "a byte-order mark": sends_body(lambda body: b"\xef\xbb\xbf" + body),
+    "not UTF-8": sends_body(lambda body: body[:-1] + b', "x": "\xff"}'),
     "100,000 nested lists": sends_body(
-        lambda valid_body: valid_body[:-1] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        lambda body: body[:-1] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     ),
     "40,000 nested objects": sends_body(b'{"a":' * 40_000),
-    "20,000 digits": sends_body(lambda valid_body: valid_body[:-1] + b', "x": ' + _LONG_NUMBER + b"}"),
-    "250,000 digits": sends_body(lambda valid_body: valid_body[:-1] + b', "x": ' + b"9" * 250_000 + b"}"),
-    "20,000 decimal places": sends_body(
-        lambda valid_body: valid_body[:-1] + b', "x": 0.' + _LONG_NUMBER + b"}"
-    ),
-    "a float out of range": sends_body(lambda valid_body: valid_body[:-1] + b', "x": 1e999}'),
-    "NaN": sends_body(lambda valid_body: valid_body[:-1] + b', "x": NaN}'),
-    "a duplicate name": sends_body(lambda valid_body: valid_body[:-1] + b', "object": "AccountPatched"}'),
-    "60,000 numbers": sends_body(lambda valid_body: valid_body[:-1] + b', "x": [' + b"1," * 60_000 + b"1]}"),
-    "20,000 names": sends_body(
-        lambda valid_body: valid_body[:-1] + b"".join(b',"%d":1' % n for n in range(MANY)) + b"}"
-    ),
-    "a wrong content type": sends_body(lambda valid_body: valid_body, 200, b"Content-Type: image/png"),
-    "a list": sends_body(lambda valid_body: b"[" + valid_body + b"]"),
+    "20,000 digits": sends_body(lambda body: body[:-1] + b', "x": ' + _LONG_NUMBER + b"}"),
+    "250,000 digits": sends_body(lambda body: body[:-1] + b', "x": ' + b"9" * 250_000 + b"}"),
+    "20,000 decimal places": sends_body(lambda body: body[:-1] + b', "x": 0.' + _LONG_NUMBER + b"}"),
+    "a float out of range": sends_body(lambda body: body[:-1] + b', "x": 1e999}'),
+    "NaN": sends_body(lambda body: body[:-1] + b', "x": NaN}'),
+    "a duplicate name": sends_body(lambda body: body[:-1] + b', "object": "AccountPatched"}'),
+    "60,000 numbers": sends_body(lambda body: body[:-1] + b', "x": [' + b"1," * 60_000 + b"1]}"),
+    "20,000 names": sends_body(lambda body: body[:-1] + b"".join(b',"%d":1' % n for n in range(MANY)) + b"}"),
+    "a wrong content type": sends_body(lambda body: body, 200, b"Content-Type: image/png"),
+    "a list": sends_body(lambda body: b"[" + body + b"]"),
     "a JSON string": sends_body(b'"AccountPatched"'),
     "HTML": sends_body(b"<html><body>Welcome to the WiFi</body></html>", 200, b"Content-Type: text/html"),
     "HTML with a 503": sends_body(b"<html><h1>503</h1></html>", 503, b"Content-Type: text/html"),
     "an empty body": sends_body(b""),
     "only white space": sends_body(b" \r\n\t "),
-    "truncated JSON": sends_body(lambda valid_body: valid_body[:-5]),
-    "two JSON objects": sends_body(lambda valid_body: valid_body + valid_body),
+    "truncated JSON": sends_body(lambda body: body[:-5]),
+    "two JSON objects": sends_body(lambda body: body + body),
 }
 
 MEANING: dict[str, Fault] = {
-    "another object name": sends_body(lambda valid_body: valid_body.replace(b"AccountPatched", b"Account")),
+    "another object name": sends_body(lambda body: body.replace(b"AccountPatched", b"Account")),
     "another account": sends_body(patched("acc_other")),
     "no account id": sends_body(b'{"object": "AccountPatched"}'),
-    "no object name": sends_body(lambda valid_body: valid_body.replace(b"object", b"objekt")),
+    "no object name": sends_body(lambda body: body.replace(b"object", b"objekt")),
     "an error envelope with a 200": sends_body(envelope("proxy_error", 502)),
-    "a success body with a 502": sends_body(lambda valid_body: valid_body, 502),
+    "a success body with a 502": sends_body(lambda body: body, 502),
     "an unknown type": sends_body(envelope("brand_new", 400), 400),
     "an unknown type with a 503": sends_body(envelope("brand_new", 503), 503),
     "a type with another status": sends_body(envelope("proxy_error", 502), 500),
@@ -550,12 +508,12 @@ MEANING: dict[str, Fault] = {
     "terminal escapes in the detail": sends_body(
         envelope("proxy_error", 502, detail="\x1b[2J\r\nroot#"), 502
     ),
-    "a 201": sends_body(lambda valid_body: valid_body, 201),
-    "a 202": sends_body(lambda valid_body: valid_body, 202),
+    "a 201": sends_body(lambda body: body, 201),
+    "a 202": sends_body(lambda body: body, 202),
     "a 204": sends(lambda _: b"HTTP/1.1 204 No Content\r\n\r\n"),
-    "a 204 with a body": sends_body(lambda valid_body: valid_body, 204),
+    "a 204 with a body": sends_body(lambda body: body, 204),
     "a 205": sends_body(b"", 205),
-    "a 206": sends_body(lambda valid_body: valid_body, 206, b"Content-Range: bytes 0-50/51"),
+    "a 206": sends_body(lambda body: body, 206, b"Content-Range: bytes 0-50/51"),
     "a 401 with WWW-Authenticate": sends_body(b"", 401, b"WWW-Authenticate: Basic realm=x"),
     "a 407": sends_body(b"", 407, b"Proxy-Authenticate: Basic realm=x"),
     "a 408": sends_body(b"", 408),
@@ -570,8 +528,8 @@ MEANING: dict[str, Fault] = {
     "a 504": sends_body(b"", 504),
     "a 511": sends_body(b"<html>log in</html>", 511),
     "a 599": sends_body(b"", 599),
-    "a 600": sends_body(lambda valid_body: valid_body, 600),
-    "a 999": sends_body(lambda valid_body: valid_body, 999),
+    "a 600": sends_body(lambda body: body, 600),
+    "a 999": sends_body(lambda body: body, 999),
     "a status of two digits": sends_status_line(b"HTTP/1.1 20 OK"),
     "a status of four digits": sends_status_line(b"HTTP/1.1 2000 OK"),
     "a status of 0": sends_status_line(b"HTTP/1.1 000 OK"),
