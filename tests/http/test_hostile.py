@@ -1,8 +1,8 @@
 """
-Each fault of a server or network has its expected outcome, in time and without effect on the next call.
+Faulty servers and networks: each fault has the expected result, in time, and does not affect the next call.
 
-The faults are those of `fault_server`. Each test uses a session for one call with a fault and then for a call
-without one, which must succeed.
+`fault_server` has the faults. Most tests make one call with a fault, and then a call without a fault in the
+same session, which must succeed.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ pytestmark = [pytest.mark.usefixtures("transport"), pytest.mark.slow]
 
 CUSTOM = CustomProxy(host="proxy.example.com", port=8080, password="hunter2")
 DEADLINE = 1.0
-STATM = Path("/proc/self/statm")
+STATM = Path("/proc/self/statm")  # the memory of the process in pages; only on Linux
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 USES_PYTHON_PARSER = HttpResponseParser is HttpResponseParserPy
@@ -139,7 +139,7 @@ def wait_for_unread_data(session: PostPressSession) -> None:
     [[(protocol, _)]] = connector._conns.values()
     poll = select.poll()
     poll.register(protocol.transport.get_extra_info("socket"), select.POLLIN)
-    assert poll.poll(5_000)
+    assert poll.poll(5_000)  # ms
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,7 +149,7 @@ def memory(transport: str) -> Iterator[None]:
     gc.collect()
     gc.freeze()  # so that collections in the event loop do not examine the objects of other tests
     yield
-    assert max(MeasuringSelector.resident) - MeasuringSelector.resident[0] < 32 << 20
+    assert max(MeasuringSelector.resident) - MeasuringSelector.resident[0] < 32 * 1024 * 1024
 
 
 # --- The outcome of each fault --------------------------------------------------------------------
@@ -177,6 +177,7 @@ class CallResult:
 
 
 async def call(session: PostPressSession, account_id: str, change: Any = CUSTOM) -> CallResult:
+    """Make a call, check that it ends in time, and return its result."""
     started = time.monotonic()
     try:
         done = await session.update_proxy(account_id, change)
@@ -420,7 +421,7 @@ def test_data_on_an_idle_connection_is_not_taken_for_the_next_response(
     """
     Such data is a late or injected response, so the connection must not be used.
 
-    If that fails an attempt, nothing was sent, so the attempt must not leave the account in doubt.
+    If an attempt fails because of that, its request was not sent, so the change was not applied.
     """
     observed: list[events.Event] = []
 
@@ -449,7 +450,7 @@ def test_data_on_an_idle_connection_is_not_taken_for_the_next_response(
     run(main())
 
 
-def test_refused_connection_is_not_applied_and_the_session_works_afterwards(session_to: Any) -> None:
+def test_session_works_after_refused_connections(session_to: Any) -> None:
     async def main() -> None:
         with FaultServer(listening=False) as server:
             async with session_to(server) as session:
