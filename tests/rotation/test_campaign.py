@@ -286,7 +286,7 @@ def the_summary_counts_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_core, "count_outcome", twice)
 
 
-REFUSING = Step(conditions=Conditions(away=frozenset(f"acc_{number:03}" for number in range(10))))
+REFUSING = Step(conditions=Conditions(disconnected=frozenset(f"acc_{number:03}" for number in range(10))))
 BROKEN: dict[str, tuple[Break, Sequence, str]] = {
     "a key for each request": (
         another_key_each_time,

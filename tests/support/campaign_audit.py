@@ -310,7 +310,9 @@ def _fresh_keys_in_doubt(account_id: str, requests: list[Request]) -> Iterator[F
                 continue
             # Only an answer from behind the store of keys, under the same key, can end the doubt.
             between = requests[before + 1 : index]
-            was_refused = any(r.key == earlier.key and r.from_behind and r.is_refused for r in between)
+            was_refused = any(
+                r.key == earlier.key and r.is_after_key_lookup and r.is_refused for r in between
+            )
             if earlier.may_be_applied or not was_refused:
                 text = f"while this one is in doubt: {earlier}; sent under another key: {request}"
                 yield Finding("fresh key while in doubt", account_id, text)
@@ -346,7 +348,7 @@ def check_ends(case: Case) -> Iterator[Finding]:
     summary = run.summary
     if summary is None or not run.opened or run.error is not None or run.died:
         return  # the last words of a run that died are not in the journal
-    refused = [r for r in case.server.sent_in(run.number) if r.by_key_check and r.heard]
+    refused = [r for r in case.server.sent_in(run.number) if r.by_key_check and r.is_received]
     tried = [outcome for outcome in run.outcomes if outcome.attempts]
     only_401 = bool(tried) and all(outcome.status == 401 for outcome in tried)
     is_certain = any(r.type == KEY_TYPE for r in refused)
@@ -408,7 +410,7 @@ def _is_lasting_doubt(case: Case, account: Account) -> bool:
     if not account.is_managed:
         return False
     # Only a success ends the doubt, and the service replays an error under the only key that may be used.
-    return had_doubt and bool(sent) and sent[-1].from_behind and case.sequence.traits.stores_errors
+    return had_doubt and bool(sent) and sent[-1].is_after_key_lookup and case.sequence.traits.stores_errors
 
 
 Check = Callable[[Case], Iterator[Finding]]

@@ -63,7 +63,7 @@ async def listening(server: CountingServer) -> AsyncIterator[str]:
         if reply is None:
             request.transport.abort()
             return web.Response()
-        sent.heard = True
+        sent.is_received = True
         headers = {} if reply.retry_after is None else {"Retry-After": reply.retry_after}
         return web.Response(status=reply.status, body=reply.body, headers=headers)
 

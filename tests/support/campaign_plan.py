@@ -285,4 +285,4 @@ def _conditions(dice: random.Random, ids: list[str]) -> Conditions:
     if 0.24 <= chance < 0.44:
         conditions = evolve(conditions, gateway=gateway)
     share = dice.uniform(0.05, 0.3) if dice.random() < 0.25 else 0.0
-    return evolve(conditions, away=frozenset(id_ for id_ in ids if dice.random() < share))
+    return evolve(conditions, disconnected=frozenset(id_ for id_ in ids if dice.random() < share))

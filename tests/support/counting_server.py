@@ -82,7 +82,7 @@ class Conditions:
         gateway: A gateway that responds instead of the API, or None.
         key_fails_after: Number of requests of the run after which the API key is rejected; None for never.
         key_error: Type of the error response that rejects the API key.
-        away: Accounts that are disconnected during this run.
+        disconnected: Accounts that are disconnected during this run.
     """
 
     unreachable: float = 0.0
@@ -97,7 +97,7 @@ class Conditions:
     gateway: Gateway | None = None
     key_fails_after: int | None = None
     key_error: str = KEY_TYPE
-    away: frozenset[str] = frozenset()
+    disconnected: frozenset[str] = frozenset()
 
 
 @frozen(kw_only=True)
@@ -143,9 +143,9 @@ class Request:
         is_settled: Whether the API has finished with the request. Until then, it may still be applied.
         status: Status of the response; None without a response.
         type: Type of the error response, if it has an envelope.
-        from_behind: Whether the response was sent after the idempotency key was looked up.
+        is_after_key_lookup: Whether the response was sent after the idempotency key was looked up.
         by_key_check: Whether the response rejects the API key.
-        heard: Whether the response reached the client.
+        is_received: Whether the response reached the client.
     """
 
     number: int
@@ -158,9 +158,9 @@ class Request:
     is_settled: bool = False
     status: int | None = None
     type: str | None = None
-    from_behind: bool = False
+    is_after_key_lookup: bool = False
     by_key_check: bool = False
-    heard: bool = False
+    is_received: bool = False
 
     @property
     def is_managed(self) -> bool:
@@ -174,7 +174,7 @@ class Request:
     @property
     def is_refused(self) -> bool:
         """Whether the client received a response which means that nothing was applied."""
-        return self.heard and (self.status in REFUSALS or self.type in REFUSING_TYPES)
+        return self.is_received and (self.status in REFUSALS or self.type in REFUSING_TYPES)
 
     def __str__(self) -> str:
         key = "no key" if self.key is None else f"key ...{self.key[-6:]}"
@@ -182,9 +182,9 @@ class Request:
         if self.status is None:
             response = "no response" if self.is_settled else "still at the server"
         else:
-            when = "after" if self.from_behind else "before"
+            when = "after" if self.is_after_key_lookup else "before"
             response = f"{self.status} {self.type or ''} {when} the key was looked up, "
-            response += "received" if self.heard else "not received"
+            response += "received" if self.is_received else "not received"
         sent = f"request {self.number}, run {self.run}, sent at {self.sent_at:.2f} s"
         return f"{sent}, {key}, {json.dumps(self.change)}{applied}: {response}"
 
@@ -196,7 +196,7 @@ class Reply:
     status: int
     body: bytes
     type: str | None = None
-    from_behind: bool = False
+    is_after_key_lookup: bool = False
     by_key_check: bool = False
     retry_after: str | None = None
 
@@ -294,7 +294,7 @@ class CountingServer:
             if reply is None:
                 reply = await self._reply_after_keys(request, conditions)
             request.status, request.type = reply.status, reply.type
-            request.from_behind, request.by_key_check = reply.from_behind, reply.by_key_check
+            request.is_after_key_lookup, request.by_key_check = reply.is_after_key_lookup, reply.by_key_check
         request.is_settled = True
         await self._delay()
         if reply is None or self.draw(conditions.unanswered):
@@ -327,14 +327,14 @@ class CountingServer:
         return self._check_account(request, conditions) if self.traits.looks_up_first else None
 
     def _check_account(
-        self, request: Request, conditions: Conditions, *, behind: bool = False
+        self, request: Request, conditions: Conditions, *, after_key_lookup: bool = False
     ) -> Reply | None:
         if request.account_id in self.traits.unknown:
-            return self._error("errors/resource_not_found", 404, behind=behind)
+            return self._error("errors/resource_not_found", 404, after_key_lookup=after_key_lookup)
         if request.account_id in self.traits.unsupported:
-            return self._error("errors/feature_not_implemented", 501, behind=behind)
-        if request.account_id in conditions.away:
-            return self._error("errors/disconnected_account", 401, behind=behind)
+            return self._error("errors/feature_not_implemented", 501, after_key_lookup=after_key_lookup)
+        if request.account_id in conditions.disconnected:
+            return self._error("errors/disconnected_account", 401, after_key_lookup=after_key_lookup)
         return None
 
     # --- The idempotency key is looked up, and the request executed ---
@@ -363,21 +363,21 @@ class CountingServer:
             await asyncio.sleep(self._random.uniform(1, 20))
         else:
             await self._delay()
-        if (refusal := self._check_account(request, conditions, behind=True)) is not None:
+        if (refusal := self._check_account(request, conditions, after_key_lookup=True)) is not None:
             return refusal
         proxy = request.change.get("proxy")
         if proxy is not None and f"{proxy['host']}:{proxy['port']}" in self.traits.dead_proxies:
-            return self._error("errors/proxy_error", 502, behind=True)
+            return self._error("errors/proxy_error", 502, after_key_lookup=True)
         if self.draw(conditions.erring):
             type_, status = self._random.choice([*REFUSING_TYPES.items(), *UNKNOWN_TYPES.items()])
             if type_ != "errors/proxy_error":  # this proxy works
-                return self._error(type_, status, behind=True)
+                return self._error(type_, status, after_key_lookup=True)
         request.applied_at = asyncio.get_running_loop().time()
         if request.is_managed:
             self.handed_out[request.account_id] += 1
         if self.draw(conditions.half_done):
             type_, status = self._random.choice([*UNKNOWN_TYPES.items()])
-            return self._error(type_, status, behind=True)
+            return self._error(type_, status, after_key_lookup=True)
         return _patched(request.account_id)
 
     def _error(
@@ -385,7 +385,7 @@ class CountingServer:
         type_: str,
         status: int,
         *,
-        behind: bool = False,
+        after_key_lookup: bool = False,
         by_key_check: bool = False,
         retry_after: str | None = None,
     ) -> Reply:
@@ -396,12 +396,14 @@ class CountingServer:
             "status": status,
             "instance": f"req_{self._error_count:06}",
         }
-        return Reply(status, json.dumps(envelope).encode(), type_, behind, by_key_check, retry_after)
+        return Reply(
+            status, json.dumps(envelope).encode(), type_, after_key_lookup, by_key_check, retry_after
+        )
 
 
 def _patched(account_id: str) -> Reply:
     body = {"object": "AccountPatched", "account_id": account_id}
-    return Reply(200, json.dumps(body).encode(), from_behind=True)
+    return Reply(200, json.dumps(body).encode(), is_after_key_lookup=True)
 
 
 class CountingTransport:
@@ -427,7 +429,7 @@ class CountingTransport:
             raise _unknown(errors.AttemptTimeoutError(f"no response within {timeout:.3g} s"))
         if self.is_cut or (reply := task.result()) is None:
             raise _unknown(errors.ConnectionLostError("the connection was lost before a response arrived"))
-        sent.heard = True
+        sent.is_received = True
         return Response(reply.status, reply.body, reply.retry_after)
 
     async def aclose(self) -> None:
