@@ -63,9 +63,9 @@ async def _call_update_proxy(session: PostPressSession, count: int) -> None:
     await asyncio.gather(*(worker(changes) for _ in range(WORKERS)))
 
 
-async def _rotate(session: PostPressSession, count: int, journal: Path, new: int = 0) -> dict[str, Any]:
+async def _rotate(session: PostPressSession, count: int, journal: Path, completed: int = 0) -> dict[str, Any]:
     """
-    Rotate *count* accounts with *journal*, of which the first *new* are completed already.
+    Rotate *count* accounts with *journal*, of which the first *completed* are completed already.
 
     Returns the time when the first new account was taken from the input (``first``), the peak memory in MiB
     (``peak``), and the CPU time at the start and after each tenth of the accounts (``marks``).
@@ -75,14 +75,14 @@ async def _rotate(session: PostPressSession, count: int, journal: Path, new: int
     def changes() -> Iterator[tuple[str, ProxyChange]]:
         nonlocal first
         for number, change in enumerate(_changes(count)):
-            if number == new:
+            if number == completed:
                 first = time.perf_counter()
             yield change
 
     async with session.rotate(changes(), journal=journal, in_flight=WORKERS) as rotation:
-        statistics_ = ProgressStats(count, rotation, session)
+        progress = ProgressStats(count, rotation, session)
         async for outcome in rotation:
-            statistics_.add(outcome)
+            progress.add(outcome)
             if outcome.ordinal % (count // 10) == 0 and outcome.ordinal:
                 marks.append(time.process_time())
             if outcome.ordinal % 5_000 == 0:
@@ -91,10 +91,12 @@ async def _rotate(session: PostPressSession, count: int, journal: Path, new: int
     return {"first": first, "peak": max(peak, _resident_mib()), "marks": marks}
 
 
-async def _measure(session: PostPressSession, count: int, journal: Path, new: int = 0) -> dict[str, Any]:
+async def _measure(
+    session: PostPressSession, count: int, journal: Path, completed: int = 0
+) -> dict[str, Any]:
     """Measure a rotation like `_rotate`, which skips the accounts that the journal has completed."""
     before, cpu, wall = _resident_mib(), time.process_time(), time.perf_counter()
-    figures = await _rotate(session, count, journal, new)
+    figures = await _rotate(session, count, journal, completed)
     return {
         "cpu": time.process_time() - cpu,
         "wall": time.perf_counter() - wall,
