@@ -1,4 +1,4 @@
-"""Sessions of nox: `nox` runs the checks that a change must pass, and `nox -l` lists all sessions."""
+"""All checks and benchmarks. `nox` runs the checks that a change must pass; `nox -l` lists all sessions."""
 
 from pathlib import Path
 
@@ -9,29 +9,33 @@ nox.options.sessions = "lint types public_types changelog tests-3.11 docs packag
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-TYPES = [word for word in PYPROJECT["dependency-groups"]["types"] if "pyright" in word]
-ALL_TESTS = ("-m", "slow or not slow")  # by default, pytest runs only the fast tests
-LOCK = "tests/constraints.txt"  # pins the versions that most sessions install
+ALL_TESTS = ("-m", "slow or not slow")  # by default, pytest does not run the slow tests
+LOCK = "tests/constraints.txt"  # the versions that sessions install
 TESTED = ".[cli,parquet,report]"  # the package with the extras that the tests need
 
 
+def requirements(group: str, *tools: str) -> list[str]:
+    """Return the requirements of *tools* in the dependency group *group* of pyproject.toml."""
+    names = PYPROJECT["dependency-groups"][group]
+    return [requirement for requirement in names if any(tool in requirement for tool in tools)]
+
+
 def install(session: nox.Session, *groups: str, package: str = TESTED) -> None:
-    """Install the package and the dependency *groups* of pyproject.toml, in the locked versions."""
-    named = nox.project.dependency_groups(PYPROJECT, *groups)
-    session.install("-c", LOCK, "-e", package, *named)
+    """Install *package* and the dependency *groups* of pyproject.toml, with the versions in `LOCK`."""
+    session.install("-c", LOCK, "-e", package, *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and common mistakes with ruff. `nox -s lint -- --fix` fixes what ruff can fix."""
-    session.install("-c", LOCK, *(word for word in PYPROJECT["dependency-groups"]["lint"] if "ruff" in word))
+    """Check the style with ruff. `nox -s lint -- --fix` fixes what it can."""
+    session.install("-c", LOCK, *requirements("lint", "ruff"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
 
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types: mypy on everything; pyright and pyrefly on the package and tests/typing_claims.py."""
+    """Check types with mypy, pyright and pyrefly in strict mode; the tests only with mypy."""
     install(session, "types")
     session.run("mypy")
     session.run("pyrefly", "check")
@@ -41,17 +45,15 @@ def types(session: nox.Session) -> None:
 @nox.session
 def public_types(session: nox.Session) -> None:
     """Check with pyright that every public name of the installed package has a known type."""
-    session.install("-c", LOCK, f".[{','.join(EXTRAS)}]", "pytest", *TYPES)
-    session.cd(session.create_tmp())  # so that the installed package is imported, not the folder
+    session.install("-c", LOCK, f".[{','.join(EXTRAS)}]", "pytest", *requirements("types", "pyright"))
+    session.cd(session.create_tmp())  # so that the installed package is imported, not the source
     session.run("pyright", "--ignoreexternal", "--verifytypes", "postpress_async")
 
 
 @nox.session
 def changelog(session: nox.Session) -> None:
-    """Check with towncrier that a branch adds a file to .changes; `-- BASE` names its base branch."""
-    session.install(
-        "-c", LOCK, *(word for word in PYPROJECT["dependency-groups"]["lint"] if "towncrier" in word)
-    )
+    """Check with towncrier that the branch adds a news fragment to .changes, compared with `-- BASE`."""
+    session.install("-c", LOCK, *requirements("lint", "towncrier"))
     origin = session.run("git", "branch", "--remotes", "--list", "origin/main", silent=True, external=True)
     [base] = session.posargs or ["origin/main" if origin else "main"]
     session.run("towncrier", "check", "--compare-with", base)
@@ -59,7 +61,7 @@ def changelog(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run all tests with branch coverage, on each Python. `nox -s tests -- -k retry` runs some of them."""
+    """Run all tests with branch coverage, on each Python. `nox -s tests -- -k retry` selects some."""
     install(session, "test")
     session.run("coverage", "run", "-m", "pytest", "-n", "0", *ALL_TESTS, *session.posargs)
     session.run("coverage", "report")
@@ -67,7 +69,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation in build/docs with Sphinx. A broken link or an unknown name is an error."""
+    """Build the documentation with Sphinx in build/docs. Broken links and unknown names are errors."""
     install(session, "docs", package=".[cli,distributed,otel]")
     session.run(
         "sphinx-build", "-W", "--keep-going", "-q", "-c", "tests/docs", "tests/docs/pages", "build/docs"
@@ -76,18 +78,19 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def recipes(session: nox.Session) -> None:
-    """Test the recipes, including those that need FastAPI, aiogram or Prefect."""
+    """Test the recipes for FastAPI, aiogram and Prefect, which the other sessions do not install."""
     install(session, "test", "recipes")
-    session.install("-c", LOCK, *(w for w in PYPROJECT["dependency-groups"]["types"] if "mypy" in w))
-    session.run("mypy", "tests/recipes")  # with the types of these frameworks
+    session.install("-c", LOCK, *requirements("types", "mypy"))
+    session.run("mypy", "tests/recipes")  # uses the frameworks' types
     session.run("pytest", "tests/recipes", *session.posargs)
 
 
 @nox.session
 def package(session: nox.Session) -> None:
-    """Build the sdist and the wheel, check their contents, and try the wheel in a new environment."""
+    """Build the sdist and the wheel, check their contents, and use the wheel in a new environment."""
     dist = Path(session.create_tmp(), "dist")
-    for old in [*dist.glob("*"), *dist.parent.glob("*.sqlite3*")]:  # a journal would be resumed
+    # Also delete journals of an earlier session, because `rotate` would resume them.
+    for old in [*dist.glob("*"), *dist.parent.glob("*.sqlite3*")]:
         old.unlink()
     session.install("build", "check-sdist", "check-wheel-contents", "twine")
     session.run("check-sdist")
@@ -96,29 +99,31 @@ def package(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *files)
     session.run("check-wheel-contents", "--package", "postpress_async", *files[:1])
 
-    fresh = dist.parent / "fresh"
-    session.run("python", "-m", "venv", "--clear", str(fresh))
-    python, command = (str(fresh.absolute() / "bin" / name) for name in ("python", "postpress-async"))
+    environment = dist.parent / "environment"
+    session.run("python", "-m", "venv", "--clear", str(environment))
+    python, command = (str(environment.absolute() / "bin" / name) for name in ("python", "postpress-async"))
     wheel = str(Path(files[0]).absolute())
-    session.cd(dist.parent)  # so that the installed package is imported, not the folder
+    session.cd(dist.parent)  # so that the installed package is imported, not the source
 
     def run(*words: str, codes: tuple[int, ...] = (0,)) -> str:
         return str(session.run(*words, external=True, silent=True, success_codes=codes))
 
     run(python, "-m", "pip", "install", wheel)
-    if output := run(python, "-W", "error", "-X", "dev", "-c", "import postpress_async"):
-        session.error(f"The import is not silent: {output}")
-    if "pip install 'postpress-async[cli]'" not in (output := run(command, "--version", codes=(1,))):
-        session.error(f"Without the extra `cli` the command does not say what to install: {output}")
+    output = run(python, "-W", "error", "-X", "dev", "-c", "import postpress_async")
+    if output:
+        session.error(f"The import prints text: {output}")
+    output = run(command, "--version", codes=(1,))
+    if "pip install 'postpress-async[cli]'" not in output:
+        session.error(f"Without the extra `cli`, the command does not say what to install: {output}")
     run(python, "-m", "pip", "install", f"{wheel}[cli]", "pytest")
     session.run(command, "--version", external=True)
     run(command, "rotate", "--help")
     session.run(command, "rotate", "--sandbox", external=True)
     if "postpress_sandbox" not in run(python, "-m", "pytest", "--fixtures", "-q", codes=(0, 5)):
-        session.error("pytest does not find the fixture postpress_sandbox by the wheel's entry point.")
+        session.error("pytest does not find the fixture postpress_sandbox of the installed wheel.")
 
 
-EXTRAS = {  # by extra, a program that uses it
+EXTRAS = {  # for each extra, a program that uses it
     "check": """
 import asyncio
 from yarl import URL
@@ -185,39 +190,40 @@ with Fleet.open_query('sqlite:///fleet.db', 'select account_id, country from fle
 @nox.session
 @nox.parametrize("extra", [*EXTRAS, "all"])
 def extras(session: nox.Session, extra: str) -> None:
-    """Install each extra alone, and all extras together, and run programs that use them."""
+    """Run a program that uses an extra with only that extra installed; then with all extras."""
     session.install(f".[{','.join(EXTRAS) if extra == 'all' else extra}]")
-    session.cd(session.create_tmp())  # so that the installed package is imported, not the folder
+    session.cd(session.create_tmp())  # so that the installed package is imported, not the source
     for program in EXTRAS.values() if extra == "all" else [EXTRAS[extra]]:
         session.run("python", "-W", "error", "-X", "dev", "-c", program, silent=True)
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """Run all tests with the newest version of every dependency, as a user installs it today."""
+    """Run all tests with the newest version of every dependency."""
     session.install("-e", TESTED, *nox.project.dependency_groups(PYPROJECT, "test"))
     session.run("pytest", *ALL_TESTS, *session.posargs)
 
 
 @nox.session(venv_backend="uv")
 def lowest(session: nox.Session) -> None:
-    """Run all tests with the lowest version of each dependency that pyproject.toml allows."""
-    floors = ["--resolution", "lowest-direct", "-e", f".[{','.join(EXTRAS)}]"]
-    session.install(*floors, *nox.project.dependency_groups(PYPROJECT, "test"))
-    session.install("--upgrade", *floors)  # the test tools may have replaced some of them
+    """Run all tests with the lowest version of every dependency that pyproject.toml allows."""
+    lowest_versions = ["--resolution", "lowest-direct", "-e", f".[{','.join(EXTRAS)}]"]
+    session.install(*lowest_versions, *nox.project.dependency_groups(PYPROJECT, "test"))
+    # Some test tools require higher versions, so replace those by the lowest ones.
+    session.install("--upgrade", *lowest_versions)
     session.run("pytest", *ALL_TESTS, *session.posargs)
 
 
 @nox.session
 def loops(session: nox.Session) -> None:
-    """Run all tests on uvloop. The other sessions use asyncio's event loop."""
+    """Run all tests on uvloop; other sessions use asyncio's event loop."""
     install(session, "test")
     session.run("pytest", *ALL_TESTS, *session.posargs, env={"POSTPRESS_TEST_LOOP": "uvloop"})
 
 
 @nox.session
 def debug(session: nox.Session) -> None:
-    """Run all tests in asyncio's debug mode and Python's development mode, in about forty minutes."""
+    """Run all tests in asyncio's debug mode and Python's development mode (40 minutes)."""
     install(session, "test")
     session.run("python", "-X", "dev", "-m", "pytest", "--asyncio-debug", *ALL_TESTS, *session.posargs)
 
@@ -226,17 +232,17 @@ def debug(session: nox.Session) -> None:
 @nox.parametrize("parser", ["C", "Python"])
 @nox.parametrize("loop", ["asyncio", "uvloop"])
 def hostile(session: nox.Session, loop: str, parser: str) -> None:
-    """Test hostile servers on each event loop and with each of aiohttp's HTTP parsers."""
+    """Run the tests of faulty servers on each event loop and with each of aiohttp's parsers."""
     install(session, "test")
-    environment = {"POSTPRESS_TEST_LOOP": loop} | (
-        {"AIOHTTP_NO_EXTENSIONS": "1"} if parser == "Python" else {}
-    )
+    environment = {"POSTPRESS_TEST_LOOP": loop}
+    if parser == "Python":
+        environment["AIOHTTP_NO_EXTENSIONS"] = "1"
     session.run("pytest", "tests/http/test_hostile.py", *ALL_TESTS, *session.posargs, env=environment)
 
 
 @nox.session
 def branches(session: nox.Session) -> None:
-    """Require full branch coverage of the code that sends requests and decides on retries."""
+    """Require 100% branch coverage of the code that sends requests and decides on retries."""
     modules = "_http/* _timeouts _error_base errors retry secret".split()
     files = ["tests/http", "tests/call", "tests/test_errors.py", "tests/test_secret.py"]
     install(session, "test")
@@ -247,14 +253,14 @@ def branches(session: nox.Session) -> None:
 
 @nox.session
 def properties(session: nox.Session) -> None:
-    """Run the property tests with a thousand random inputs each instead of fifty."""
+    """Run the property-based tests with 1,000 random inputs each instead of 50."""
     install(session, "test")
     session.run("pytest", "-m", "hypothesis", "--hypothesis-profile=thorough", *session.posargs)
 
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz the sandbox against its OpenAPI document with 2,000 requests instead of 60."""
+    """Fuzz the sandbox with 2,000 requests that are generated from its OpenAPI document, instead of 60."""
     install(session, "test")
     session.run(
         "pytest",
@@ -267,7 +273,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def kill(session: nox.Session) -> None:
-    """Kill a rotation at fifty moments instead of ten."""
+    """Kill a rotation at 50 moments instead of 10."""
     install(session, "test")
     session.run(
         "pytest",
@@ -280,7 +286,7 @@ def kill(session: nox.Session) -> None:
 
 @nox.session
 def campaign(session: nox.Session) -> None:
-    """Audit 500 random sequences of runs, kills and stops after each run, and 30 of real commands."""
+    """Check journals after 500 random sequences of runs, kills and stops, and 30 of real commands."""
     install(session, "test")
     counts = {"POSTPRESS_TEST_CAMPAIGN": "500", "POSTPRESS_TEST_CAMPAIGN_COMMANDS": "30"}
     session.run("pytest", "tests/rotation/test_campaign.py", *ALL_TESTS, *session.posargs, env=counts)
@@ -288,7 +294,7 @@ def campaign(session: nox.Session) -> None:
 
 @nox.session
 def night(session: nox.Session) -> None:
-    """Rotate 100,000 accounts with 25 dead proxies, and a fleet for thirty nights in real processes."""
+    """Rotate 100,000 accounts with 25 dead proxies, and simulate 30 nights of a fleet in real processes."""
     install(session, "test")
     session.run(
         "pytest",
@@ -302,7 +308,7 @@ def night(session: nox.Session) -> None:
 
 @nox.session
 def cluster(session: nox.Session) -> None:
-    """Run long tests of clusters that lose workers, then measure the throughput by number of workers."""
+    """Run the tests of clusters at full length, then measure the throughput by number of workers."""
     install(session, "test")
     session.run(
         "pytest",
@@ -316,7 +322,7 @@ def cluster(session: nox.Session) -> None:
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Simulate retries and pace in virtual time. Arguments go to `benchmarks.simulation`."""
+    """Simulate retries and pace in virtual time at full length; with arguments, only the benchmark."""
     install(session, "test")
     if not session.posargs:
         environment = {"POSTPRESS_TEST_PACE": "1"}
@@ -326,14 +332,14 @@ def simulation(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Compare a call with other clients: CPU time per request and requests per second."""
+    """Compare the CPU time and throughput of a call with those of other libraries."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks.peers", *session.posargs)
 
 
 @nox.session
 def micro(session: nox.Session) -> None:
-    """Measure the parts of a call in microseconds; `-- --benchmark-autosave` saves the results."""
+    """Measure the microseconds of each part of a call. `-- --benchmark-autosave` saves the results."""
     install(session, "bench")
     columns = "--benchmark-columns=median,iqr,min,max,rounds"
     session.run(
@@ -349,21 +355,21 @@ def micro(session: nox.Session) -> None:
 
 @nox.session
 def scale(session: nox.Session) -> None:
-    """Measure rotations of 10,000 to a million accounts: CPU, memory, journal, resuming (five minutes)."""
+    """Measure rotations of 10,000 to 1,000,000 accounts: CPU, memory, journal and resuming (5 minutes)."""
     install(session, "bench")
     session.run("python", "-m", "benchmarks.scale", *session.posargs)
 
 
 @nox.session
 def startup(session: nox.Session) -> None:
-    """Measure the time of the import and of `--help`, compared with the import of aiohttp."""
+    """Measure the import and simple commands, compared with the import of aiohttp."""
     install(session)
     session.run("python", "-m", "benchmarks.startup", *session.posargs)
 
 
 @nox.session
 def inputs(session: nox.Session) -> None:
-    """Measure the time and the memory of reading a fleet of a million rows in each format."""
+    """Measure the speed and memory of reading a fleet of a million rows in each format."""
     install(session, "test")
     session.run("python", "-m", "benchmarks.inputs", *session.posargs)
 
@@ -373,17 +379,17 @@ def lock(session: nox.Session) -> None:
     """Update tests/constraints.txt to the newest versions."""
     session.install("uv")
     groups = [word for name in PYPROJECT["dependency-groups"] for word in ("--group", name)]
+    scope = ["--universal", "--python-version", PYTHONS[0], "--all-extras", *groups, "--upgrade"]
     options = ["--custom-compile-command", "nox -s lock", "--no-annotate", "--quiet"]
-    wide = ["--universal", "--python-version", PYTHONS[0], "--all-extras", *groups, "--upgrade"]
-    session.run("uv", "pip", "compile", "pyproject.toml", *wide, *options, "--output-file", LOCK)
+    session.run("uv", "pip", "compile", "pyproject.toml", *scope, *options, "--output-file", LOCK)
 
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Look for known vulnerabilities in the locked and the lowest allowed versions with pip-audit."""
+    """Search for known vulnerabilities in the locked and the lowest allowed versions with pip-audit."""
     session.install("pip-audit", "uv")
-    floors = str(Path(session.create_tmp(), "lowest.txt").absolute())
-    lowest = ["--all-extras", "--resolution", "lowest-direct", "--python-version", PYTHONS[0]]
-    session.run("uv", "pip", "compile", "pyproject.toml", *lowest, "--quiet", "--output-file", floors)
-    for versions in (LOCK, floors):  # --strict: a failed look-up is an error
+    lowest_versions = str(Path(session.create_tmp(), "lowest.txt").absolute())
+    options = ["--all-extras", "--resolution", "lowest-direct", "--python-version", PYTHONS[0], "--quiet"]
+    session.run("uv", "pip", "compile", "pyproject.toml", *options, "--output-file", lowest_versions)
+    for versions in (LOCK, lowest_versions):  # with --strict, a failed look-up is an error
         session.run("pip-audit", "--strict", "--no-deps", "--disable-pip", "-r", versions)

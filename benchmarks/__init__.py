@@ -1,1 +1,1 @@
-"""Benchmarks. Each module answers one question; the noxfile has a session for each."""
+"""Benchmarks. Each module answers one question, and is run by a nox session or with ``python -m``."""

@@ -1,10 +1,10 @@
 """
-How much faster are several workers than one process, and where is the limit?
+How much faster are several workers than one process, and what limits them?
 
-It rotates the same fleet with a journal from one process, and from 1 and 2 workers of ``local:N``. One server
-answers at once, so the CPU is the limit. Another takes 100 ms, so the 100 requests in flight of each process
-are the limit. Then it estimates the costs of larger fleets. Their limit is the coordinator, which records
-every account::
+This benchmark rotates the same fleet with a journal in one process, and with 1 and 2 workers of ``local:N``.
+With a server that responds at once, the CPU is the limit. With a server that takes 100 ms, the limit is the
+100 requests in flight of each process. Then it estimates the costs of larger fleets, which the coordinator
+limits, because it records every account::
 
     python -m benchmarks.cluster [--accounts 50000]
 """
@@ -42,9 +42,9 @@ class Cost:
 
     Attributes:
         wall: Seconds per account.
-        cpu: Seconds of CPU time per account, in the process that has the journal.
+        cpu: Seconds of CPU time per account, in the process that writes the journal.
         journal: Bytes of the journal per account.
-        grown: Bytes by which the memory of that process grew.
+        grown: Bytes by which the memory of the process that writes the journal grew.
     """
 
     wall: float
@@ -53,21 +53,21 @@ class Cost:
     grown: int
 
 
-def _resident() -> int:
+def _resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _rotate(sender: PostPressSession | Cluster, count: int) -> Cost:
-    """Measure a rotation of *count* accounts by *sender*."""
+    """Measure a rotation of *count* accounts by the session or cluster *sender*."""
     changes = ((f"acc_{number:08}", CHANGE) for number in range(count))
     with TemporaryDirectory() as folder:
         journal = Path(folder, "run.sqlite3")
         async with sender:
-            wall, cpu, memory = time.perf_counter(), time.process_time(), _resident()
+            wall, cpu, memory = time.perf_counter(), time.process_time(), _resident_bytes()
             async with sender.rotate(changes, journal=journal) as rotation:
                 await rotation.run()
-                grown = _resident() - memory
+                grown = _resident_bytes() - memory
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         assert rotation.summary.patched == count, rotation.summary
         size = os.path.getsize(journal)  # noqa: ASYNC240 - the rotation is over
@@ -94,12 +94,13 @@ def _slow_server() -> Iterator[str]:
 
 
 def _estimate(cost: Cost) -> None:
-    """Print what the coordinator needs for larger fleets, from its CPU time per account."""
+    """Print an estimate of the coordinator's time, journal and memory for larger fleets."""
     rate = 1 / cost.cpu
     print(f"\nestimate: one coordinator handles {rate:,.0f} accounts per second on this CPU")
     for count in (10**7, 10**9):
         hours, size = count / rate / 3600, count * cost.journal / 1e9
-        # A fleet file needs 40 bytes per account to find duplicates, and 1 byte for an earlier run's state.
+        # Besides, a fleet file needs 40 bytes per account to find duplicates, and a resumed run needs 1 byte
+        # for the account's state.
         memory = (cost.grown + 41 * count) / 1e9
         print(f"{count:>15,} accounts: {hours:6.2f} hours, journal {size:5.1f} GB, memory {memory:5.2f} GB")
 
@@ -114,16 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     costs: dict[tuple[str, int], Cost] = {}
     with canned_server(None) as fast, _slow_server() as slow:
-        for name, base, accounts in (("at once", fast, count), ("100 ms", slow, count // 5)):
+        for server, base, accounts in (("at once", fast, count), ("100 ms", slow, count // 5)):
             for workers in (0, 1, 2):
-                cost = costs[name, workers] = asyncio.run(_rotate(_sender(base, workers), accounts))
+                cost = costs[server, workers] = asyncio.run(_rotate(_sender(base, workers), accounts))
                 sender = f"local:{workers}" if workers else "one process"
                 figures = f"{1 / cost.wall:10,.0f} {cost.cpu * 1e6:7.1f} {cost.journal:8.1f}"
-                print(f"{name:>8} {sender:>12} {figures} {cost.grown / (1 << 20):10.1f}", flush=True)
+                print(f"{server:>8} {sender:>12} {figures} {cost.grown / (1 << 20):10.1f}", flush=True)
     _estimate(costs["at once", 2])
     print(
-        f"\n{count:,} accounts ({count // 5:,} at 100 ms), 100 in flight per process. CPU us per account\n"
-        "and grown MiB: in the process that has the journal. journal: its bytes per account.\n"
+        f"\n{count:,} accounts ({count // 5:,} at 100 ms), 100 in flight per process.\n"
+        "CPU us: CPU time per account. grown MiB: growth of the memory. Both are of the process that writes\n"
+        "the journal. journal: its bytes per account.\n"
         f"Python {platform.python_version()}, distributed {version('distributed')}, {os.cpu_count()} cores, "
         f"{platform.platform()}"
     )

@@ -1,13 +1,14 @@
 """
-How long do the commands on a journal of many runs take, and how much memory?
+How much time and memory do the commands need that read a journal of many runs?
 
-It writes a fleet, and a journal with ten runs of it, and runs each command in its own process::
+This benchmark writes a fleet and a journal with ten runs of the fleet, and runs each command in a process of
+its own::
 
     python -m benchmarks.history [--accounts 1000000] [--runs 10] [--folder DIR]
 
-*resume* is the time until the first request of `rotate`, if the latest run was killed half-way. With
-``--folder``, the files are kept and used again. The times depend on what else the machine does; *cpu* is the
-CPU time of the process.
+*seconds* is the elapsed time, which depends on what else the machine does; *cpu* is the CPU time of the
+process. *resume* is the command `rotate` after a run that was killed half-way, until it sends its first
+request. With ``--folder``, the files are kept and used again.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, row_of
 from postpress_async.rotation.journal._schema import OUTCOME_COLUMNS
 
-BEGAN: Final = 1_795_226_400.0
+FIRST_DAY: Final = 1_795_226_400.0  # 2026-11-21
 DAY: Final = 86_400.0
 INSERT: Final = f"INSERT INTO outcomes ({OUTCOME_COLUMNS.replace(' ', ', ')}, run) VALUES ({'?, ' * 13}?)"
 RUN: Final = "INSERT OR REPLACE INTO runs (id, token, began, ended, state, total) VALUES (?, ?, ?, ?, ?, ?)"
@@ -39,15 +40,16 @@ COMMANDS: Final = ("history", "history ACCOUNT", "status", "export --assignments
 
 
 def account_id(number: int) -> str:
-    """Of the length of a real one, and in no order."""
+    """Return an id as long as those of the API. The ids are not sorted."""
+    # The multiplication by 2^64 divided by the golden ratio spreads the numbers.
     return f"acc_01{number * 0x9E3779B97F4A7C15 % 2**80:020X}"
 
 
 def outcomes(accounts: int, run: int) -> Iterator[Outcome]:
-    """One in a hundred failed, and one in a thousand is in doubt."""
+    """Yield the outcomes of a run. One in a hundred failed, and one in a thousand is in doubt."""
     patched = patched_outcome(0, 2, "", 1, 0.25)
     for number in range(accounts):
-        now = BEGAN + run * DAY + number / 1_000
+        now = FIRST_DAY + run * DAY + number / 1_000
         label = f"user{number % 500}@p{(number + run) % 500}.example.net:8080"
         outcome = evolve(
             patched,
@@ -65,7 +67,7 @@ def outcomes(accounts: int, run: int) -> Iterator[Outcome]:
 
 
 def write(folder: Path, accounts: int, runs: int) -> None:
-    """A fleet, and the journal of its runs. The latest was killed half-way."""
+    """Write a fleet and the journal of its runs. The last run was killed half-way."""
     fleet, path = folder / "fleet.csv", folder / "fleet.csv.rotation.sqlite3"
     with fleet.open("w") as file:
         file.write("account_id,country\n")
@@ -73,16 +75,16 @@ def write(folder: Path, accounts: int, runs: int) -> None:
     with Fleet.open(fleet) as opened:
         opened.survey()
         journal = Journal.open(path, digest=reader_of(opened).digest, rows=reader_of(opened), total=accounts)
-    journal._writer.close()  # as if killed
+    journal._writer.close()  # close the files without ending the run, as if it had been killed
     journal._reader.close()
     journal._lock.close()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA synchronous = OFF")
     with connection:
-        first = connection.execute("SELECT input, rows FROM runs").fetchone()
+        fleet_identity = connection.execute("SELECT input, rows FROM runs").fetchone()
         for run in range(1, runs + 1):
             is_last = run == runs
-            began = BEGAN + run * DAY
+            began = FIRST_DAY + run * DAY
             values = (
                 run,
                 f"token-{run}",
@@ -94,13 +96,14 @@ def write(folder: Path, accounts: int, runs: int) -> None:
             connection.execute(RUN, values)
             rows = outcomes(accounts // 2 if is_last else accounts, run)
             connection.executemany(INSERT, ((*row_of(outcome), run) for outcome in rows))
-        connection.execute("UPDATE runs SET input = ?, rows = ?", first)
+        connection.execute("UPDATE runs SET input = ?, rows = ?", fleet_identity)
+        # The watermark is a little ahead of the last recorded account, as in a run that is killed.
         connection.execute("INSERT OR REPLACE INTO run VALUES ('reached', ?)", (accounts // 2 + 96,))
     connection.close()
 
 
 def measure(folder: Path, command: str) -> tuple[float, float, float]:
-    """Seconds, CPU seconds, and megabytes of the command."""
+    """Return the elapsed seconds, CPU seconds and megabytes of *command*."""
     journal = "fleet.csv.rotation.sqlite3"
     words = [*command.split()[:1], journal, *command.split()[1:]]
     words = [account_id(123) if word == "ACCOUNT" else word for word in words]
@@ -109,7 +112,7 @@ def measure(folder: Path, command: str) -> tuple[float, float, float]:
         if command == "resume":
             words = ["rotate", "fleet.csv"]
             environment["POSTPRESS_BASE_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
-        began = time.monotonic()
+        started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "postpress_async", *words],
             cwd=folder,
@@ -118,12 +121,14 @@ def measure(folder: Path, command: str) -> tuple[float, float, float]:
         )
         if command == "resume":
             server.accept()[0].recv(1)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - started
             process.kill()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = seconds if command == "resume" else time.monotonic() - began
-    if status and command != "resume":
-        raise SystemExit(f"{command} ended with {status}")
+            _, _, usage = os.wait4(process.pid, 0)
+        else:
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.monotonic() - started
+            if status:
+                raise SystemExit(f"{command} failed with status {status}")
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 

@@ -1,15 +1,16 @@
 """
-How fast is a fleet read in each format, and how much memory does that need?
+How fast is a fleet read in each format, and how much memory does it need?
 
-It writes one fleet with three kinds of rows in all formats, and reads each in its own process::
+This benchmark writes one fleet with three kinds of rows in all formats, and reads each file in a process of
+its own::
 
     python -m benchmarks.inputs [--rows 1000000] [formats...]
 
-All times are CPU time. *open* is the time until the fleet is opened, which includes copying the result of a
-query. *digest* is the time of the digest by which a journal recognizes a fleet. *pass* is the time to read
-all rows once; the command line does that before it sends anything, and once more while it sends. *memory*
-is the peak resident memory of the process, and *before* its memory before reading: Python, the libraries
-and, for pandas and polars, the frame.
+All times are CPU time. *open* is the time to open the fleet, which includes copying the result of a query.
+*digest* is the time to compute the digest by which a journal recognizes the fleet. *pass* is the time to read
+all rows once; the command line reads them once before it sends anything, and again while it sends. *memory*
+is the peak resident memory of the process. *before* is its peak before the fleet is opened, which includes
+Python, the libraries and, for pandas and polars, the frame.
 """
 
 import argparse
@@ -40,17 +41,17 @@ HEAD = f"{'format':12} {'open':>8} {'digest':>8} {'pass':>8} {'rows/s':>10} {'me
 
 
 def rows(count: int) -> Iterator[tuple[Any, ...]]:
-    """Half have a custom proxy, a quarter a custom proxy without a password, and a quarter a country."""
-    chance = random.Random(1)
+    """Yield *count* rows. A quarter have a managed proxy, and a quarter a proxy without a password."""
+    generator = random.Random(1)
     for number in range(count):
-        account = f"acc_01{chance.getrandbits(80):020X}"
-        host, port = f"p{chance.randrange(500)}.proxy.example.com", 8000 + number % 1000
+        account = f"acc_01{generator.getrandbits(80):020X}"
+        host, port = f"p{generator.randrange(500)}.proxy.example.com", 8000 + number % 1000
         if number % 4 == 3:
-            yield account, None, None, None, None, None, chance.choice(["US", "DE", "FR"]), None
+            yield account, None, None, None, None, None, generator.choice(["US", "DE", "FR"]), None
         elif number % 4 == 2:
             yield account, host, port, "socks5", None, None, None, None
         else:
-            yield account, host, port, "http", f"user{number}", f"{chance.getrandbits(60):x}", None, None
+            yield account, host, port, "http", f"user{number}", f"{generator.getrandbits(60):x}", None, None
 
 
 def write_csv(path: Path, count: int) -> None:
@@ -71,11 +72,12 @@ def write_parquet(path: Path, count: int) -> None:
     import pyarrow as arrow
     import pyarrow.parquet
 
-    kinds = [arrow.int32() if name == "port" else arrow.string() for name in NAMES]
-    schema = arrow.schema(list(zip(NAMES, kinds, strict=True)))
+    types = [arrow.int32() if name == "port" else arrow.string() for name in NAMES]
+    schema = arrow.schema(list(zip(NAMES, types, strict=True)))
     columns = list(zip(*rows(count), strict=True))
     table = arrow.table([list(column) for column in columns], schema=schema)
-    arrow.parquet.write_table(table, path)  # up to a million rows in one row group, which is the worst case
+    # One row group has up to a million rows, which needs the most memory to read.
+    arrow.parquet.write_table(table, path)
 
 
 def write_sqlite(path: Path, count: int) -> None:
@@ -98,6 +100,7 @@ def open_polars(path: Path) -> Fleet:
     return opened(lambda: Fleet.of(frame))
 
 
+# For each format: the file's name, a function that writes the file, and a function that opens the fleet.
 FORMATS: dict[str, tuple[str, Callable[[Path, int], None], Callable[[Path], Fleet]]] = {
     "csv": ("fleet.csv", write_csv, lambda path: opened(lambda: Fleet.open(path))),
     "jsonl": ("fleet.jsonl", write_json_lines, lambda path: opened(lambda: Fleet.open(path))),
@@ -124,17 +127,16 @@ def opened(open_fleet: Callable[[], Fleet]) -> Fleet:
 
 
 def peak_memory() -> float:
-    """Peak resident memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1024 * 1024 if sys.platform == "darwin" else 1024
-    )
+    """Return the peak resident memory of this process in MB."""
+    units_per_megabyte = 1024 * 1024 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_megabyte
 
 
 def read(name: str, path: Path) -> None:
     """Read the fleet and print a row of the table. Runs in its own process."""
     with FORMATS[name][2](path) as fleet:
         start = time.process_time()
-        reader_of(fleet).digest  # noqa: B018
+        reader_of(fleet).digest  # noqa: B018 - computed when it is first read
         digest = time.process_time() - start
         start = time.process_time()
         survey = fleet.survey()
@@ -168,9 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.formats or FORMATS:
             file_name, write, _ = FORMATS[name]
             if not (path := Path(folder, file_name)).exists():
-                with ProcessPoolExecutor(
-                    1, get_context("spawn")
-                ) as writer:  # keeps its memory out of the table
+                # In another process, because a child's peak memory starts at its parent's.
+                with ProcessPoolExecutor(1, get_context("spawn")) as writer:
                     writer.submit(write, path, options.rows).result()
             command = [sys.executable, "-m", "benchmarks.inputs", name, "--read", str(path)]
             subprocess.run(command, check=True)

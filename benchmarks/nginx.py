@@ -1,4 +1,4 @@
-"""Runs nginx on loopback as a server that answers every PATCH with a success."""
+"""Runs nginx on loopback as a server that responds to every PATCH with a success."""
 
 import os
 import socket
@@ -30,13 +30,13 @@ http {
 @contextmanager
 def nginx_server(core: int | None) -> Iterator[str]:
     """
-    Start nginx in one process, on *core* or on any, and yield its base URL.
+    Run nginx in one process and yield its base URL. It only uses *core*, unless that is None.
 
     Raises:
         FileNotFoundError: nginx is not installed (`apt install nginx-light`).
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "nginx.conf")
         path.write_text(CONFIGURATION % port)
@@ -51,7 +51,7 @@ def nginx_server(core: int | None) -> Iterator[str]:
 
 
 def _wait_until_open(port: int) -> None:
-    for _ in range(100):
+    for _ in range(100):  # 5 s
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionRefusedError:

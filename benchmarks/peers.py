@@ -1,12 +1,14 @@
 """
 How much CPU time does a call need, compared with other ways to make it?
 
-Each call is a PATCH that succeeds at once over a keep-alive connection on loopback. This session with both
-transports and its peers, each written as its users write it, send the same body to the same server: one that
-sends canned bytes, and nginx. Each peer has a process of its own, because a heap that another peer has filled
-changes the cost of aiohttp's reads. They take turns, so that anything that slows the machine slows them all.
-The CPU time is that of the peer's process, user and system; the server has its own core. The output has every
-figure with its range, the ratios to the call written by hand, and the cost of the layers above a transport::
+Each call is a PATCH that succeeds at once over a keep-alive connection on loopback. The peers are this
+package's session, with both transports, and other libraries, each used as its users would. All send the same
+body to the same server, which is `canned_server` or nginx.
+
+Each peer has a process of its own, because memory that another peer has used changes the cost of aiohttp's
+reads. The peers take turns, so that anything that slows the machine slows them all. The CPU time is the user
+and system time of the peer's process; the server has its own core. The output has the median and range of
+each figure, the ratios to plain aiohttp, and the cost of the layers above the transport::
 
     python -m benchmarks.peers [--servers canned nginx] [--loops asyncio uvloop] [--in-flight 8 64 500]
                                [--rounds 15] [--requests 800] [--peers session hand]
@@ -16,6 +18,7 @@ import argparse
 import asyncio
 import gc
 import json
+import operator
 import os
 import platform
 import re
@@ -44,8 +47,13 @@ from postpress_async import CustomProxy, Pace, PostPressSession
 from tests.support.canned_server import canned_server, two_cores
 
 Call: TypeAlias = Callable[[str], Awaitable[object]]
+"""Makes the call for an account id."""
+
 Opener: TypeAlias = Callable[[str, int], AsyncIterator[Call]]
-Play: TypeAlias = Callable[[list[str]], Awaitable[object]]
+"""Opens a client for a base URL and a concurrency, and yields its `Call`."""
+
+Round: TypeAlias = Callable[[list[str]], Awaitable[object]]
+"""Makes the calls for a list of account ids."""
 Transport: TypeAlias = Literal["session", "lean"]
 
 KEY: Final = "pp_bench_0123456789abcdef0123456789abcdef"
@@ -65,41 +73,45 @@ LIBRARIES: Final = (
 SERVERS: Final = {"canned": canned_server, "nginx": nginx_server}
 
 ROTATION_LENGTH: Final = 10
-"""A rotation has as many times the requests of a round: opening and closing its journal takes some ms."""
+"""
+A round of a rotation has this many times the requests of other rounds.
 
-PEERS: Final[dict[str, Callable[[str, int], AbstractAsyncContextManager[Play]]]] = {}
-"""The ways to make calls. Each gets the base URL and the concurrency, and yields what makes all of them."""
+Otherwise the milliseconds for opening and closing its journal would count too much.
+"""
+
+PEERS: Final[dict[str, Callable[[str, int], AbstractAsyncContextManager[Round]]]] = {}
+"""The peers by name. Each is called with the base URL and the concurrency, and yields its `Round`."""
 
 
 def peer(name: str) -> Callable[[Opener], Opener]:
-    """Register a peer that yields one call."""
+    """Register a peer whose `Call` is made by concurrent workers."""
 
     def register(open_peer: Opener) -> Opener:
-        opened = asynccontextmanager(open_peer)
+        open_client = asynccontextmanager(open_peer)
 
         @asynccontextmanager
-        async def workers(base: str, in_flight: int) -> AsyncIterator[Play]:
-            async with opened(base, in_flight) as call:
+        async def open_workers(base: str, in_flight: int) -> AsyncIterator[Round]:
+            async with open_client(base, in_flight) as call:
 
                 async def work(account_ids: Iterator[str]) -> None:
                     for account_id in account_ids:  # the workers share the iterator
                         await call(account_id)
 
-                async def play(account_ids: list[str]) -> None:
-                    shared = iter(account_ids)
+                async def run_round(account_ids: list[str]) -> None:
+                    shared_ids = iter(account_ids)
                     async with asyncio.TaskGroup() as group:
                         for _ in range(in_flight):
-                            group.create_task(work(shared))
+                            group.create_task(work(shared_ids))
 
-                yield play
+                yield run_round
 
-        PEERS[name] = workers
+        PEERS[name] = open_workers
         return open_peer
 
     return register
 
 
-# --- This session ---
+# --- This package --------------------------------------------------------------------------------
 
 
 def _session(base: str, in_flight: int, transport: Transport = "session") -> PostPressSession:
@@ -125,24 +137,24 @@ _register_session(", lean", "lean")
 
 
 @asynccontextmanager
-async def rotation(base: str, in_flight: int) -> AsyncIterator[Play]:
+async def rotation(base: str, in_flight: int) -> AsyncIterator[Round]:
     with tempfile.TemporaryDirectory() as folder:
         async with _session(base, in_flight) as session:
 
-            async def play(account_ids: list[str]) -> None:
+            async def run_round(account_ids: list[str]) -> None:
                 journal = Path(folder, f"{account_ids[0]}.sqlite3")
                 pairs = [(account_id, CHANGE) for account_id in account_ids]
                 async with session.rotate(pairs, journal=journal, in_flight=in_flight) as outcomes:
                     async for outcome in outcomes:
                         assert outcome.error is None
 
-            yield play
+            yield run_round
 
 
 PEERS["a rotation with its journal"] = rotation
 
 
-# --- aiohttp ---
+# --- aiohttp -------------------------------------------------------------------------------------
 
 
 @peer("aiohttp by hand")
@@ -222,11 +234,11 @@ async def with_stamina(base: str, in_flight: int) -> AsyncIterator[Call]:
         yield call
 
 
-# --- openai-python ---
+# --- openai-python -------------------------------------------------------------------------------
 
 
 async def _with_openai(base: str, client_name: str) -> AsyncIterator[Call]:
-    import openai  # its heap is its own
+    import openai  # not at the top of the module, so that the other peers do not use memory for it
 
     class Patched(openai.BaseModel):
         object: str
@@ -257,51 +269,57 @@ async def openai_on_httpx(base: str, _in_flight: int) -> AsyncIterator[Call]:
         yield call
 
 
-# --- The floor ---
+# --- The minimum ---------------------------------------------------------------------------------
 
 
-class _Bare(asyncio.Protocol):
-    """A connection that takes any received data as the response."""
+class _UncheckedProtocol(asyncio.Protocol):
+    """A connection that takes any received data for the response."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
-        self.answer: asyncio.Future[bytes]
+        self.response: asyncio.Future[bytes]
 
     def data_received(self, data: bytes) -> None:
-        self.answer.set_result(data)
+        self.response.set_result(data)
 
 
 @peer("asyncio.Protocol, no checks")
-async def bare(base: str, _in_flight: int) -> AsyncIterator[Call]:
+async def without_checks(base: str, _in_flight: int) -> AsyncIterator[Call]:
     loop, url = asyncio.get_running_loop(), URL(base)
     head = (
         f"PATCH {url.raw_path}/accounts/%s HTTP/1.1\r\nHost: {url.authority}\r\nX-API-KEY: {KEY}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(BYTES)}\r\n\r\n"
     )
-    idle: list[_Bare] = []
+    idle: list[_UncheckedProtocol] = []
 
     async def call(account_id: str) -> bytes:
         if idle:
-            wire = idle.pop()
+            protocol = idle.pop()
         else:
-            _, wire = await loop.create_connection(_Bare, str(url.host), url.port or 80)
-        wire.answer = loop.create_future()
-        wire.transport.write((head % account_id).encode() + BYTES)
-        answer = await wire.answer
-        idle.append(wire)
-        return answer
+            _, protocol = await loop.create_connection(_UncheckedProtocol, str(url.host), url.port or 80)
+        protocol.response = loop.create_future()
+        protocol.transport.write((head % account_id).encode() + BYTES)
+        response = await protocol.response
+        idle.append(protocol)
+        return response
 
     yield call
-    for wire in idle:
-        wire.transport.close()
+    for protocol in idle:
+        protocol.transport.close()
 
 
-# --- Measurement ---
+# --- Measurement ---------------------------------------------------------------------------------
 
 
 @frozen
 class Cost:
-    """The cost of a round: CPU time in microseconds per request, and requests per second."""
+    """
+    The cost of a round.
+
+    Attributes:
+        cpu: Microseconds of CPU time per request.
+        rate: Requests per second.
+    """
 
     cpu: float
     rate: float
@@ -309,19 +327,19 @@ class Cost:
 
 async def _run_peer(name: str, base: str, in_flight: int, requests: int) -> None:
     """Measure a round for each line of standard input, and print its `Cost` as JSON."""
-    rotates = PEERS[name] is rotation
-    counts = (max(100, in_flight), requests * ROTATION_LENGTH if rotates else requests)
+    warm_up = max(100, in_flight)  # opens connections that the server has closed
+    measured = requests * ROTATION_LENGTH if PEERS[name] is rotation else requests
     number = 0
     gc.collect()
     gc.freeze()  # keeps the libraries' own objects out of garbage collection during the rounds
-    async with PEERS[name](base, in_flight) as play:
+    async with PEERS[name](base, in_flight) as run_round:
         while sys.stdin.readline():
-            for count in counts:  # the first reopens idle connections that were closed
+            for count in (warm_up, measured):
                 account_ids = [f"acc_{n:08}" for n in range(number, number + count)]
                 number += count
                 gc.collect()
                 wall, cpu = time.perf_counter(), time.process_time()
-                await play(account_ids)
+                await run_round(account_ids)
                 cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
             print(json.dumps([cpu / count * 1e6, count / wall]), flush=True)
 
@@ -349,7 +367,7 @@ def measure(
                 pipe.stdin.flush()
                 if line := pipe.stdout.readline():
                     costs[name].append(Cost(*json.loads(line)))
-                else:  # its process has printed why, such as a timeout if the machine is busy
+                else:  # the peer's process has ended, and printed its error
                     del costs[name]
                     print(f"  {name:30} failed")
         for process in processes.values():
@@ -362,30 +380,30 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def _compare(
-    costs: dict[str, list[Cost]], name: str, other: str, how: Callable[[float, float], float]
+    costs: dict[str, list[Cost]], name: str, other: str, compare: Callable[[float, float], float]
 ) -> str:
-    # Compare rounds with the same number, since anything that slows the machine affects both.
+    # Compare rounds with the same number, because anything that slows the machine affects both.
     if name not in costs or other not in costs:
         return ""
     pairs = zip(costs[name], costs[other], strict=True)
-    return _spread([how(one.cpu, another.cpu) for one, another in pairs], 2)
+    return _spread([compare(cost.cpu, other_cost.cpu) for cost, other_cost in pairs], 2)
 
 
 def print_costs(costs: dict[str, list[Cost]]) -> None:
-    """Print a row for each peer, the ratios to the two plain aiohttp peers, and the cost of the layers."""
+    """Print the costs of each peer, the ratios to plain aiohttp, and the cost of the layers."""
     for name, rounds in costs.items():
         cpu = _spread([cost.cpu for cost in rounds], 1)
         print(f"  {name:30} {cpu:32} {_spread([cost.rate for cost in rounds], 0)}")
     for base in ("aiohttp by hand", "aiohttp, leanest"):
         if base in costs:
-            print(f"\n  CPU, as a ratio to {base}")
+            print(f"\n  ratio of the CPU time to that of {base}")
             for name in costs:
-                print(f"  {name:30} {_compare(costs, name, base, lambda a, b: a / b)}")
+                print(f"  {name:30} {_compare(costs, name, base, operator.truediv)}")
     print()
     for suffix in ("", ", lean"):
-        layers = _compare(costs, f"this session{suffix}", f"its transport alone{suffix}", lambda a, b: a - b)
+        layers = _compare(costs, f"this session{suffix}", f"its transport alone{suffix}", operator.sub)
         print(f"  {f'the layers alone{suffix}, us':30} {layers}")
-    ratio = _compare(costs, "a rotation with its journal", "this session", lambda a, b: a / b)
+    ratio = _compare(costs, "a rotation with its journal", "this session", operator.truediv)
     print(f"  {'rotation / update_proxy':30} {ratio}\n", flush=True)
 
 
@@ -398,7 +416,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--loops", nargs="+", choices=["asyncio", "uvloop"], default=["asyncio", "uvloop"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--requests", type=int, default=800, help="Requests of each peer per round.")
-    parser.add_argument("--peers", nargs="+", default=[""], help="Patterns of peers' names. Default: all.")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        default=[""],
+        metavar="PATTERN",
+        help="Regular expressions for names of peers. Default: all.",
+    )
     parser.add_argument("--run", nargs=2, metavar=("NAME", "URL"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     started, cores = time.monotonic(), two_cores()
@@ -411,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runner.run(_run_peer(name, base, options.in_flight[0], options.requests))
         return 0
 
-    names = [name for name in PEERS if any(re.search(part, name) for part in options.peers)]
+    names = [name for name in PEERS if any(re.search(pattern, name) for pattern in options.peers)]
     for server in options.servers:
         with SERVERS[server](None if cores is None else cores[1]) as base:
             for loop in options.loops:

@@ -1,14 +1,15 @@
 """
-How much do outages, overload and errors of the service cost a rotation?
+How much longer does a rotation take because of outages, overload and errors of the service?
 
-It runs the real session and rotation with the real sandbox in virtual time, see
-`tests.support.virtual_loop`. The same seed gives exactly the same run::
+This benchmark runs the real session and rotation with the real sandbox in virtual time (see
+`tests.support.virtual_loop`). The same seed always gives the same result::
 
     python -m benchmarks.simulation [--accounts 20000] [--seed 1] [names...]
 
-*ideal* is the time that the service needs for the necessary responses if it is never idle. *needless* are
-the other requests, as a share of the necessary ones. *lost* are accounts that failed although another
-attempt would have succeeded. *unlucky* are accounts of which every attempt got a random fault.
+*ideal* is the time that the service needs for the necessary requests if it is never idle. *ratio* is the time
+of the rotation (*makespan*) divided by *ideal*. *needless* is the number of unnecessary requests, as a share
+of the necessary ones. *lost* is the number of accounts that failed although another attempt would have
+succeeded. *unlucky* is the number of accounts whose attempts all got a random fault.
 """
 
 import argparse
@@ -31,7 +32,7 @@ HEAD = (
 
 
 def claim(scenario: Scenario) -> str:
-    """The scenario's claims in a few words."""
+    """Return the limits that the scenario must keep, in a few words."""
     words = ["ends" if scenario.within == math.inf else f"ratio {scenario.within:.4g}"]
     if scenario.asks < math.inf:
         words.append(f"needless {scenario.asks - 1:.0%}")
@@ -41,13 +42,13 @@ def claim(scenario: Scenario) -> str:
 
 
 def line(scenario: Scenario, result: Result) -> str:
-    """A row of the table."""
-    wrong = broken(scenario, result)
+    """Return a row of the table."""
+    broken_claims = broken(scenario, result)
     return (
         f"{result.name:42} {result.makespan:8.2f} s {result.ideal:7.2f} s {result.ratio:7.4f} "
         f"{result.requests / result.accounts:16.4f} {result.needless:8.2%} "
         f"{result.lost:5} {result.unlucky:7} {result.throttled / max(result.requests, 1):6.2%}  "
-        f"{claim(scenario):33} " + (f"FAIL: {'; '.join(wrong)}" if wrong else "pass")
+        f"{claim(scenario):33} " + (f"FAIL: {'; '.join(broken_claims)}" if broken_claims else "pass")
     )
 
 
@@ -56,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulation", description="See the module.")
     parser.add_argument("--accounts", type=int, default=FULL)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("names", nargs="*", help="Parts of the names of scenarios. Default: all.")
+    parser.add_argument(
+        "names", nargs="*", default=[""], help="Parts of the names of scenarios. Default: all."
+    )
     options = parser.parse_args(arguments)
-    chosen = [s for s in ALL.values() if not options.names or any(name in s.name for name in options.names)]
+    chosen = [scenario for scenario in ALL.values() if any(part in scenario.name for part in options.names)]
     started, failed = time.monotonic(), 0
     print(HEAD)
     for scenario in chosen:

@@ -1,8 +1,8 @@
 """
-What does a program's start cost?
+How much CPU time does importing the package take, and how much do simple commands?
 
-Each figure is the median CPU time of several new interpreters, for importing aiohttp, for importing this
-package after it, and for simple commands::
+Each figure is the median of several new interpreters. The package is imported after aiohttp, whose import is
+measured separately::
 
     python -m benchmarks.startup [--runs 15]
 """
@@ -21,15 +21,16 @@ from typing import Final
 
 IMPORTS: Final = """
 import sys, time
-began = time.process_time()
+start = time.process_time()
 import aiohttp
-between, before = time.process_time(), set(sys.modules)
+middle, modules = time.process_time(), set(sys.modules)
 import postpress_async
-ended = time.process_time()
-new = set(sys.modules) - before
-ours = sum(name.split(".")[0] == "postpress_async" for name in new)
-print(between - began, ended - between, ours, len(new) - ours)
+end = time.process_time()
+new = set(sys.modules) - modules
+own = sum(name.split(".")[0] == "postpress_async" for name in new)
+print(middle - start, end - middle, own, len(new) - own)
 """
+"""Prints the seconds of both imports, and the number of new modules of this package and of others."""
 
 COMMANDS: Final = {
     "python -c pass": ["-c", "pass"],
@@ -40,10 +41,10 @@ COMMANDS: Final = {
 
 
 def _cpu(words: Sequence[str], cache: str) -> tuple[float, str]:
-    """The CPU time in seconds and the output of an interpreter, whose bytecode is in *cache*."""
-    # Without this cache, an editable install may be compiled each time.
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment = {**kept, "PYTHONPYCACHEPREFIX": cache}
+    """Run an interpreter that keeps its bytecode in *cache*, and return its CPU seconds and output."""
+    # Without bytecode, the modules would be compiled each time.
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, *words], env=environment, capture_output=True, text=True, check=True

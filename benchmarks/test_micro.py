@@ -1,7 +1,8 @@
 """
 How many microseconds does each part of a call take?
 
-Only the journal uses the disk, and nothing uses the network. Comparing runs shows what a change costs::
+No benchmark uses the network, and only those of a file or the journal use the disk. Compare two runs to see
+what a change of the code costs::
 
     pytest benchmarks/test_micro.py [--benchmark-compare]
 """
@@ -42,11 +43,11 @@ MANAGED = ManagedProxy(country="US")
 URL = "https://api.postpress.ai/v1/accounts/acc_00000001"
 REQUEST = encode_request("acc_00000001", CUSTOM, URL, KEY)
 PATCHED = b'{"object":"AccountPatched","account_id":"acc_00000001"}'
-REFUSED = b'{"type":"errors/proxy_error","title":"Bad gateway","detail":"It does not work.","status":502}'
+PROXY_ERROR = b'{"type":"errors/proxy_error","title":"Bad gateway","detail":"It does not work.","status":502}'
 
 
 def result_of(coroutine: Awaitable[T]) -> T:
-    """The result of a coroutine that never waits, without an event loop."""
+    """Return the result of a coroutine that never waits, without an event loop."""
     try:
         coroutine.__await__().send(None)
     except StopIteration as stop:
@@ -55,42 +56,42 @@ def result_of(coroutine: Awaitable[T]) -> T:
     raise AssertionError("the coroutine waits")
 
 
-# --- The wire -----------------------------------------------------------------------------------
+# --- Requests and responses ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", [CUSTOM, MANAGED], ids=["custom", "managed"])
 def test_encode_a_request(benchmark: Any, change: Any) -> None:
-    """This includes validating the id."""
+    """This includes checking the account id."""
     assert benchmark(encode_request, "acc_00000001", change, URL, KEY).account_id == "acc_00000001"
 
 
 @pytest.mark.parametrize("body", [PATCHED, PATCHED + b" "], ids=["expected bytes", "parsed as JSON"])
 def test_decode_a_success(benchmark: Any, body: bytes) -> None:
-    """Nearly all responses have exactly the expected bytes, which are not parsed."""
+    """A body that has exactly the expected bytes, as nearly all have, is not parsed."""
     assert benchmark(decode_response, Response(200, body), REQUEST) == AccountPatched("acc_00000001")
 
 
 def test_decode_an_error(benchmark: Any) -> None:
-    """This includes cleaning its text."""
+    """This includes cleaning its texts."""
 
-    def read() -> errors.PostPressError | None:
+    def decode() -> errors.PostPressError | None:
         try:
-            decode_response(Response(502, REFUSED), REQUEST)
+            decode_response(Response(502, PROXY_ERROR), REQUEST)
         except errors.PostPressError as error:
             return error
         return None
 
-    assert type(benchmark(read)) is errors.ProxyError
+    assert type(benchmark(decode)) is errors.ProxyError
 
 
-# --- Pace and time ------------------------------------------------------------------------------
+# --- Pace and timeouts --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "pace", [Pace(), Pace(adaptive=False), Pace(rate=1e9)], ids=["adaptive", "fixed", "rate"]
 )
 def test_acquire_and_release_a_permit(benchmark: Any, pace: Pace) -> None:
-    """No other call is waiting."""
+    """No other call waits for a permit."""
     ticks = itertools.count()
     pacer = Pacer(pace, clock=lambda: next(ticks) * 1e-4, random=lambda: 0.5)
 
@@ -102,8 +103,7 @@ def test_acquire_and_release_a_permit(benchmark: Any, pace: Pace) -> None:
     assert benchmark(once)
 
 
-def test_a_deadline_that_does_not_expire(benchmark: Any) -> None:
-    """`asyncio.timeout` takes five times as long."""
+def test_a_timeout_that_does_not_expire(benchmark: Any) -> None:
     timeouts = TimeoutGroup()
     with asyncio.Runner() as runner:
 
@@ -122,13 +122,13 @@ def test_a_deadline_that_does_not_expire(benchmark: Any) -> None:
 
 
 class StubTransport:
-    """Answers at once, each success after a number of failures."""
+    """Responds at once: *failures* times with an error, then with a success, and so on."""
 
     def __init__(self, failures: int) -> None:
-        self._answers = itertools.cycle([False] * failures + [True])
+        self._succeeds = itertools.cycle([False] * failures + [True])
 
     async def send(self, *_: object) -> Response:
-        if next(self._answers):
+        if next(self._succeeds):
             return Response(200, PATCHED)
         raise errors.ConnectError("no connection")
 
@@ -137,7 +137,7 @@ class StubTransport:
 
 @pytest.mark.parametrize("failures", [0, 2])
 def test_a_call_without_its_transport(benchmark: Any, failures: int) -> None:
-    """All layers of `update_proxy`; the difference is the cost of two failures and their backoffs."""
+    """The call passes through all layers of `update_proxy` except the transport."""
 
     async def sleep(_seconds: float) -> None: ...
 
@@ -155,14 +155,14 @@ def test_a_call_without_its_transport(benchmark: Any, failures: int) -> None:
 
 
 def test_convert_a_pair_to_a_row(benchmark: Any) -> None:
-    """The pairs come from the caller's iterable."""
+    """Changes that a caller passes as an iterable of pairs are converted."""
     rows = rows_of((f"acc_{number:08}", CUSTOM) for number in itertools.count())
     assert benchmark(next, rows).change is CUSTOM
 
 
 @pytest.mark.parametrize("proxy", ["socks5://u:p@proxy.example.com:8080", ""], ids=["a URL", "a country"])
 def test_read_a_row_of_a_csv_file(benchmark: Any, tmp_path: Path, proxy: str) -> None:
-    """The file is read repeatedly."""
+    """When the file ends, it is read again."""
     country = "" if proxy else "US"
     lines = (f"acc_{number:08},{proxy},{country}\n" for number in range(20_000))
     path = tmp_path / "fleet.csv"
@@ -173,7 +173,7 @@ def test_read_a_row_of_a_csv_file(benchmark: Any, tmp_path: Path, proxy: str) ->
 
 
 def test_record_an_outcome_in_the_journal(benchmark: Any, tmp_path: Path) -> None:
-    """Only the event loop's part is measured; another thread writes to the disk."""
+    """Only the work of the event loop's thread is measured. Another thread writes to the disk."""
     ordinals = itertools.count()
 
     async def measure() -> int:

@@ -1,8 +1,8 @@
 """
-CPU time of `update_many` for 10,000 accounts, relative to `asyncio.gather` over `update_proxy`.
+How much CPU time does `update_many` need, compared with `asyncio.gather` over `update_proxy`?
 
-Both send the same requests from one session to a server in another process, in turns; the ratio is the
-median over the rounds::
+Both update 10,000 accounts with one session and a server in another process, in turns. The ratio is the
+median of the rounds::
 
     python -m benchmarks.update_many [--accounts 10000] [--rounds 7]
 """
@@ -29,7 +29,7 @@ async def _cpu_seconds(run: Callable[[], Awaitable[object]]) -> float:
 
 async def _measure(url: str, accounts: int, rounds: int) -> float:
     changes = {f"acc_{number:05}": US for number in range(accounts)}
-    # An adaptive limit would grow from round to round.
+    # An adaptive concurrency limit would grow from round to round.
     async with PostPressSession("pp_key", base_url=url, pace=Pace(adaptive=False)) as session:
 
         async def gather() -> None:
@@ -41,11 +41,12 @@ async def _measure(url: str, accounts: int, rounds: int) -> float:
         await gather()
         ratios = []
         for _ in range(rounds):
-            alone = await _cpu_seconds(gather)
-            together = await _cpu_seconds(many)
-            ratios.append(together / alone)
+            gather_seconds = await _cpu_seconds(gather)
+            many_seconds = await _cpu_seconds(many)
+            ratios.append(many_seconds / gather_seconds)
             print(
-                f"gather {alone / accounts * 1e6:6.1f} us, update_many {together / accounts * 1e6:6.1f} us"
+                f"gather {gather_seconds / accounts * 1e6:6.1f} us, "
+                f"update_many {many_seconds / accounts * 1e6:6.1f} us"
                 f" of CPU time per account: {ratios[-1]:.2f}"
             )
     return median(ratios)

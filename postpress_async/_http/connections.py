@@ -1,4 +1,4 @@
-"""aiohttp's connector with fixes, and the check before a connection is reused."""
+"""The connector, which is aiohttp's with fixes, and the check before a connection is reused."""
 
 import asyncio
 import select
@@ -12,19 +12,23 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 _READ_SIZE: Final = 32 * 1024
-"""Bytes read at once. Parsing 256 KiB of 1xx responses would block the event loop for 120 ms."""
+"""Maximum bytes per read. Parsing 256 KiB of 1xx responses would block the event loop for 120 ms."""
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 _NEW_SOCKETS: ContextVar[list[socket.socket]] = ContextVar("_NEW_SOCKETS")
-"""Sockets of the connection that is being opened; all tasks of the attempt share the list."""
+"""
+Sockets that were made for the connection that is being opened.
+
+If a host has several addresses, aiohttp tries them in parallel tasks. They share the list.
+"""
 
 
 class Connector(aiohttp.TCPConnector):
-    """A connector with aiohttp's defaults, but for what its comments say."""
+    """aiohttp's connector without a connection limit, with smaller reads and a fix for uvloop."""
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
-        # No limit: the session's pace limits concurrency, and could not see the delays of a second limit.
+        # The session's pace limits concurrency. It could not see the delays that a limit here would cause.
         super().__init__(limit=0, ssl=tls or True, socket_factory=_make_socket)
         protocol: type[ResponseHandler] = _Protocol
         self._factory = partial(protocol, loop=self._loop)
@@ -35,9 +39,9 @@ class Connector(aiohttp.TCPConnector):
         """
         Open a connection, and leave no socket behind if that fails.
 
-        If a connection fails or is cancelled before it has a transport, uvloop closes the descriptor but
-        not the socket object. When that object is garbage-collected, it closes the descriptor again, which
-        may by then be the connection of another call (MagicStack/uvloop#738).
+        If opening fails or is cancelled, uvloop closes the file descriptor but not the socket object. When
+        that object is garbage-collected, it closes the descriptor again, which may by then belong to the
+        connection of another call (MagicStack/uvloop#738).
         """
         new_sockets: list[socket.socket] = []
         token = _NEW_SOCKETS.set(new_sockets)
@@ -46,7 +50,8 @@ class Connector(aiohttp.TCPConnector):
             _limit_read_size(transport)
             return transport, protocol
         except BaseException:
-            # Sockets that uvloop never received are closed by now. asyncio's transports close their own.
+            # asyncio closes its socket objects. With uvloop, detach each object from the descriptor, which
+            # uvloop closes. If uvloop has not received a socket, the socket is closed already.
             if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
                 for new_socket in new_sockets:
                     new_socket.detach()
@@ -56,16 +61,16 @@ class Connector(aiohttp.TCPConnector):
 
 
 class _Protocol(ResponseHandler):
-    """Parses the head of a response before its body."""
+    """Parses the head of an error response before its body."""
 
     def data_received(self, data: bytes) -> None:
-        # If the head arrives together with a malformed body, aiohttp discards both. Only error responses are
-        # classified by their head, so a success is parsed at once.
-        if not data.startswith(b"HTTP/1.1 200") and (end := data.find(_END_OF_HEAD)) > 0:
-            head, data = data[: end + len(_END_OF_HEAD)], data[end + len(_END_OF_HEAD) :]
-            super().data_received(head)
-            if not data:
-                return
+        # If the head arrives together with a malformed body, aiohttp discards both. The head of an error
+        # response is enough to classify the error; a success needs its body, so it is parsed in one step.
+        if not data.startswith(b"HTTP/1.1 200"):
+            head, _, body = data.partition(_END_OF_HEAD)
+            if head and body:
+                super().data_received(head + _END_OF_HEAD)
+                data = body
         super().data_received(data)
 
 
@@ -73,8 +78,8 @@ def _limit_read_size(transport: asyncio.Transport) -> None:
     """
     Reduce the buffer that asyncio allocates for each read, which is 256 KiB by default.
 
-    For large buffers, the C library may request memory from the system and return it: three system calls for
-    a response of a hundred bytes. uvloop allocates differently.
+    The C library may request memory of that size from the system and return it after the read, which makes
+    three system calls for a response of a hundred bytes. uvloop has no such buffer.
     """
     tls_protocol: Any = getattr(transport, "_ssl_protocol", None)
     readers: tuple[Any, ...] = (transport, tls_protocol)
@@ -85,13 +90,13 @@ def _limit_read_size(transport: asyncio.Transport) -> None:
 
 def _make_socket(address_info: tuple[Any, ...]) -> socket.socket:
     new_socket = socket.socket(*address_info[:3])
-    # A hint: the kernel may choose another size.
+    # The kernel may choose another size.
     new_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _READ_SIZE)
     _NEW_SOCKETS.get().append(new_socket)
     return new_socket
 
 
-# --- Before a connection is reused ---------------------------------------------------------------
+# --- The check before a connection is reused -----------------------------------------------------
 
 
 class UnusableConnectionError(aiohttp.ClientConnectionError):
@@ -116,15 +121,18 @@ def is_reusable(protocol: ResponseHandler | None) -> TypeGuard[ResponseHandler]:
 
 async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
     """
-    Let the event loop read from a connection that is not `is_reusable`, and return it if it is usable then.
+    Let the event loop read from a connection that is not `is_reusable`; return it if it is usable afterwards.
 
-    With TLS, the unread data may be a session ticket. Raises `UnusableConnectionError` otherwise.
+    For example, the unread data of a TLS connection may be a session ticket.
+
+    Raises:
+        UnusableConnectionError: The connection is closed or has received a response.
     """
     transport = None if protocol is None else protocol.transport
     is_plain = transport is not None and transport.get_extra_info("ssl_object") is None
     if protocol is None or (is_plain and has_unread_data(transport)):
-        raise UnusableConnectionError  # the start of a line would become the start of the next response
-    # The loop reads in its next iteration, after the tasks that are due.
+        raise UnusableConnectionError  # the data would become part of the next response
+    # After the first `sleep`, the event loop has polled the connection; after the second, it has read.
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     if protocol.should_close or not protocol.is_connected():
@@ -133,7 +141,7 @@ async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
 
 
 def has_unread_data(transport: asyncio.BaseTransport | None) -> bool:
-    """Whether data, or the end of the connection, has arrived but was not read by the event loop yet."""
+    """Whether data, or the end of the connection, has arrived that the event loop has not read yet."""
     sock = None if transport is None else transport.get_extra_info("socket")
     if sock is None:
         return False

@@ -1,9 +1,9 @@
 """
 A transport over aiohttp's connections, without `ClientSession`.
 
-It takes half the CPU time, but tools that mock or instrument `ClientSession` do not see its requests. A
-request is a single write, made from a template; aiohttp's parser reads the response. Both use undocumented
-parts of aiohttp, so `find_incompatibility` tests whether they work as expected.
+It takes half the CPU time, but tools that mock or instrument `ClientSession` do not see its requests. Each
+request is formatted from a template and written at once; aiohttp's parser reads the response. Because this
+uses undocumented parts of aiohttp, `find_incompatibility` first tests whether they work as expected.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.http import RawResponseMessage
 from attrs import field, frozen
 from yarl import URL
@@ -67,7 +66,7 @@ def make_lean_transport(
 class LeanTransport:
     """Sends requests over the connections of an aiohttp connector, which is created on the first request."""
 
-    _endpoint: "_Endpoint"
+    _endpoint: aiohttp.ClientRequest  # has no secrets; the connector takes the address from it
     _template: "RequestTemplate"
 
     def __init__(
@@ -89,35 +88,38 @@ class LeanTransport:
         connector = self._connector or self._open()
         if connector.closed:
             raise errors.SessionClosedError("the session's connector is closed: create a new session")
-        connection, response, bare_error, sent = None, None, None, False
-        limit = self._timeouts.within(timeout)
+        connection, response, error_without_body, sent = None, None, None, False
+        timer = self._timeouts.within(timeout)
         try:
-            with limit:
+            with timer:
                 connection = await connector.connect(self._endpoint, [], NO_TIMEOUTS)
                 protocol = connection.protocol
                 if not is_reusable(protocol):
                     protocol = await check_idle(protocol)
-                sent = True  # not before: `applied` of an error is UNKNOWN only if bytes were written
+                sent = True  # from here on, an error's `applied` may be UNKNOWN
                 self._template.write(protocol, request, idempotency_key)
                 head, content = await read_head(protocol)
-                bare_error = error_response(head.code, head.headers)
+                error_without_body = error_response(head.code, head.headers)
                 response = await read_response(protocol, head, content)
                 return response
         except FAILURES as error:
-            if bare_error is not None:
-                return bare_error
+            if error_without_body is not None:
+                return error_without_body
             failure = failure_of(
                 error,
                 self._base_url.host_port_subcomponent or "",
                 sent=sent,
                 closed=self._timeouts.ended,
-                timeout=timeout if limit.expired else None,
+                timeout=timeout if timer.expired else None,
             )
         except asyncio.CancelledError as error:
             raise error.with_traceback(None)  # noqa: B904 - frames of the traceback hold the API key
         finally:
             if connection is not None:
-                connection.release() if response is not None else connection.close()
+                if response is None:
+                    connection.close()
+                else:
+                    connection.release()
         # Raised outside the handler, so that aiohttp's exception is not its context.
         try:
             raise failure
@@ -127,7 +129,7 @@ class LeanTransport:
     def _open(self) -> aiohttp.BaseConnector:
         if self._timeouts.ended:
             raise errors.SessionClosedError("the session is closed and cannot be reopened: create a new one")
-        self._endpoint = _Endpoint("PATCH", self._base_url, loop=asyncio.get_running_loop())
+        self._endpoint = aiohttp.ClientRequest("PATCH", self._base_url, loop=asyncio.get_running_loop())
         self._connector = self._callers_connector or Connector(self._tls)
         headers = {"Host": self._endpoint.headers["Host"], "X-API-KEY": self._api_key.reveal()}
         self._template = RequestTemplate.of(self._base_url, headers | headers_for(self._connector))
@@ -139,21 +141,9 @@ class LeanTransport:
             await self._connector.close()
 
 
-class _Endpoint(aiohttp.ClientRequest):
-    """A request without secrets, from which the connector takes the address."""
-
-    _key: ConnectionKey | None = None
-
-    @property
-    def connection_key(self) -> ConnectionKey:
-        if self._key is None:
-            self._key = super().connection_key
-        return self._key
-
-
 @frozen
 class RequestTemplate:
-    """The bytes of every request before and after the account id. They contain the API key."""
+    """The bytes of every request before and after the account id, including the API key."""
 
     before: bytes = field(repr=False)
     after: bytes = field(repr=False)
@@ -167,21 +157,21 @@ class RequestTemplate:
 
     def write(self, protocol: ResponseHandler, request: Request, idempotency_key: str | None) -> None:
         """Write *request*, and prepare *protocol* to parse the response."""
-        key = b"" if idempotency_key is None else b"\r\nIdempotency-Key: " + idempotency_key.encode("ascii")
-        body = request.body
+        account_id, body, key_header = request.account_id.encode("ascii"), request.body, b""
+        if idempotency_key is not None:
+            key_header = b"\r\nIdempotency-Key: " + idempotency_key.encode("ascii")
         protocol.set_response_params(read_until_eof=True, auto_decompress=False)
-        assert protocol.transport is not None  # noqa: S101 - it is reusable
+        assert protocol.transport is not None  # noqa: S101 - the connection is open
         protocol.transport.write(
-            b"%b%b%b%d%b\r\n\r\n%b"
-            % (self.before, request.account_id.encode("ascii"), self.after, len(body), key, body)
+            b"%b%b%b%d%b\r\n\r\n%b" % (self.before, account_id, self.after, len(body), key_header, body)
         )
 
 
 async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-    """Read the head of the response, skipping 1xx ones, and return it with the stream of the body."""
+    """Read the head of the response, skipping 1xx responses, and return it with the stream of the body."""
     while True:
         head, content = await protocol.read()
-        if not 100 <= head.code < 200 or head.code == 101:
+        if not 100 <= head.code < 200 or head.code == 101:  # no response follows a 101 (Switching Protocols)
             return head, content
 
 
@@ -199,13 +189,13 @@ def find_incompatibility() -> str | None:
     """Return what does not work with the installed aiohttp, or None. Uses no event loop and no network."""
     try:
         inspect.signature(aiohttp.BaseConnector.connect).bind(None, None, [], NO_TIMEOUTS)
-        return self_test()
+        return run_self_test()
     except Exception as error:  # a future version of aiohttp may raise anything
         return f"{type(error).__name__} in the self-test"
 
 
-def self_test() -> str | None:
-    """Run one exchange over a `NullTransport`. Returns what went wrong, or None."""
+def run_self_test() -> str | None:
+    """Write a request to a `NullTransport` and read a response. Returns what went wrong, or None."""
     no_loop: Any = object()  # nothing waits, so the loop is not used
     protocol, transport = ResponseHandler(no_loop), NullTransport()
     protocol.connection_made(transport)
@@ -219,10 +209,10 @@ def self_test() -> str | None:
     reading = _read_all(protocol)
     try:
         reading.send(None)
-    except StopIteration as ended:
-        if ended.value != Response(429, b"[]", "1"):
+    except StopIteration as returned:
+        if returned.value != Response(429, b"[]", "1"):
             return "a response is not read"
-    else:
+    else:  # it waits for more data
         reading.close()
         return "a complete response is not recognized"
     if not is_reusable(protocol):

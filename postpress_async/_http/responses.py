@@ -1,7 +1,7 @@
 """
-What a transport returns and raises: reads responses, and translates aiohttp's exceptions into our errors.
+Reads responses, and translates aiohttp's exceptions into those of `postpress_async.errors`.
 
-aiohttp's exceptions are never kept as causes: most hold the request's headers, which contain the API key.
+aiohttp's exceptions are never kept as causes: most refer to the request's headers, which contain the API key.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from postpress_async.errors import Applied
 
 
 class NotHttpError(ValueError):
-    """The rest of the response is not HTTP."""
+    """The response is malformed."""
 
 
 class TooLargeError(ValueError):
@@ -54,7 +54,7 @@ async def read_body(content: aiohttp.StreamReader, protocol: ResponseHandler | N
 
 
 def check_lengths(headers: CIMultiDictProxy[str]) -> None:
-    """Raise `NotHttpError` if there is more than one Content-Length header; aiohttp would use one of them."""
+    """Raise `NotHttpError` if there are several Content-Length headers, of which aiohttp would use one."""
     if len(headers.getall("Content-Length", ())) > 1:
         raise NotHttpError
 
@@ -66,23 +66,24 @@ def fail_when_closed(content: aiohttp.StreamReader, protocol: ResponseHandler | 
     On a malformed chunk, aiohttp closes the connection without notifying the reader of the body.
     """
     if protocol is None or (closed := protocol.closed) is None:
-        return  # the response is complete, or the connection has closed and notified the reader
+        return  # the response is complete, or the connection was lost and aiohttp has notified the reader
 
     def on_closed(closed: asyncio.Future[None]) -> None:
         if not closed.cancelled():
             closed.exception()  # retrieve it, or asyncio logs that it was never retrieved
         if not content.is_eof() and content.exception() is None:
-            content.set_exception(NotHttpError())  # a lost connection would have set an exception
+            # If the connection had been lost, aiohttp would have set another exception before.
+            content.set_exception(NotHttpError())
 
     closed.add_done_callback(on_closed)
 
 
 def _is_parser_error(protocol: ResponseHandler | None, error: aiohttp.ClientPayloadError) -> bool:
-    """Whether aiohttp closed the connection because it read malformed data."""
+    """Whether *error* means that the body is malformed; otherwise it is incomplete."""
     if protocol is not None and isinstance(protocol.exception(), HttpProcessingError):
         return True
     cause = error.__cause__
-    # PayloadEncodingError means that the body is incomplete, not malformed.
+    # aiohttp raises PayloadEncodingError for an incomplete body only.
     return isinstance(cause, HttpProcessingError) and not isinstance(cause, PayloadEncodingError)
 
 
@@ -92,14 +93,14 @@ def error_response(status: int, headers: CIMultiDictProxy[str]) -> Response | No
 
 
 def make_response(status: int, headers: CIMultiDictProxy[str], body: bytes) -> Response:
-    """Create the response; unless it is a 200, with Retry-After and the Date that it may refer to."""
+    """Create the response, with the headers Retry-After and Date if it is an error."""
     if status == 200:
         return Response(200, body)
     return Response(status, body, _single_value(headers, "Retry-After"), _single_value(headers, "Date"))
 
 
 def _single_value(headers: CIMultiDictProxy[str], name: str) -> str | None:
-    # If two values differ, it is unknown which one is right, so use neither.
+    # If there are several different values, use none, because it is unknown which is right.
     values = set(headers.getall(name, ()))
     return values.pop() if len(values) == 1 else None
 
@@ -107,7 +108,11 @@ def _single_value(headers: CIMultiDictProxy[str], name: str) -> str | None:
 # --- Failures ------------------------------------------------------------------------------------
 
 FAILURES: Final = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError)
-"""What aiohttp, its pure-Python parser and `_http` raise; includes `TimeoutError`, which is an `OSError`."""
+"""
+What aiohttp, its pure-Python parser and this package raise for a failed attempt.
+
+`OSError` includes `TimeoutError`; `ValueError` includes `NotHttpError` and `TooLargeError`.
+"""
 
 
 def failure_of(
@@ -116,8 +121,12 @@ def failure_of(
     """
     Translate one of `FAILURES`. Raise the result outside the handler, so that *error* is not its context.
 
-    *sent* says whether the API may have received the request, *closed* whether the session was closed
-    meanwhile. *timeout* is that of the attempt, if it has expired.
+    Args:
+        error: The exception.
+        host: The API's host, for the message.
+        sent: Whether the API may have received the request.
+        closed: Whether the session was closed during the attempt.
+        timeout: The attempt's timeout in seconds if it has expired, otherwise None.
     """
     failure: errors.PostPressError
     if closed:
@@ -133,10 +142,10 @@ def failure_of(
 
 
 def translate(error: Exception, host: str) -> errors.PostPressError:
-    """Translate an exception of aiohttp. Only text that cannot contain a secret is copied."""
+    """Translate an exception of aiohttp, copying only text that cannot contain a secret."""
     if isinstance(error, TooLargeError):
-        fact = f"the response is larger than {MAX_RESPONSE_SIZE // 1024} KiB"
-        return errors.AnswerError(fact, error.status)
+        message = f"the response is larger than {MAX_RESPONSE_SIZE // 1024} KiB"
+        return errors.AnswerError(message, error.status)
     if isinstance(error, aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch | ssl.SSLError):
         return errors.TlsError(f"no secure connection to {host}: {_tls_reason(error)}")
     if isinstance(error, aiohttp.InvalidURL | UnicodeError) and not isinstance(error, UnicodeDecodeError):
@@ -146,8 +155,8 @@ def translate(error: Exception, host: str) -> errors.PostPressError:
     if isinstance(error, TimeoutError):
         return errors.AttemptTimeoutError(f"no response from {host} in time")
     if isinstance(error, aiohttp.ClientConnectorError):
-        fact = _reason(error.os_error) or "the host did not answer"
-        return errors.ConnectError(f"no connection to {host}: {fact}")
+        cause = _reason(error.os_error) or "the host did not respond"
+        return errors.ConnectError(f"no connection to {host}: {cause}")
     if isinstance(error, UnusableConnectionError):
         return errors.ConnectionLostError(f"the connection to {host} was lost before it was used")
     if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError | ValueError):
@@ -160,8 +169,8 @@ def translate(error: Exception, host: str) -> errors.PostPressError:
 
 
 def _reason(error: OSError) -> str | None:
-    """The system's text for *error*. asyncio adds the address to the text of some errors."""
-    if isinstance(error, socket.gaierror):
+    """Return the system's text for *error*, without the address that asyncio adds to some texts."""
+    if isinstance(error, socket.gaierror):  # its errno is not one of the system's error numbers
         return error.strerror
     return None if error.errno is None else os.strerror(error.errno)
 

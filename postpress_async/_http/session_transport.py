@@ -48,25 +48,28 @@ class AiohttpTransport:
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
         session = self._session or self._open()
-        body = _Body(request.body)
         if session.closed:
             raise errors.SessionClosedError("the session's connector is closed: create a new session")
-        limit = self._timeouts.within(timeout)
+        body = _Body(request.body)
+        timer = self._timeouts.within(timeout)
         try:
-            with limit:
+            with timer:
                 return await self._exchange(session, request.account_id, idempotency_key, body)
         except FAILURES as error:
-            if body.error_response is not None:
-                return body.error_response
+            if body.error_without_body is not None:
+                return body.error_without_body
             closed = self._timeouts.ended
+            if closed or timer.expired:
+                sent = body.sent
+            else:
+                # Other errors of aiohttp do not tell whether the request was sent, so it may have been.
+                sent = not (body.certainly_unsent or isinstance(error, UnusableConnectionError))
             failure = failure_of(
                 error,
                 self._base_url.host_port_subcomponent or "",
-                sent=body.sent
-                if closed or limit.expired
-                else not (body.refused or isinstance(error, UnusableConnectionError)),
+                sent=sent,
                 closed=closed,
-                timeout=timeout if limit.expired else None,
+                timeout=timeout if timer.expired else None,
             )
         except asyncio.CancelledError as error:
             raise error.with_traceback(None)  # noqa: B904 - a frame of the traceback holds the API key
@@ -79,13 +82,13 @@ class AiohttpTransport:
     async def _exchange(
         self, session: aiohttp.ClientSession, account_id: str, idempotency_key: str | None, body: "_Body"
     ) -> Response:
-        # Not in `send`, whose frame is in the tracebacks of our errors: some tools print local variables.
+        # Not in `send`: its frame is in the tracebacks of errors, whose local variables some tools print.
         headers = {"X-API-KEY": self._api_key.reveal()}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
         url = self._base_url.with_path(f"{self._path}{account_id}", encoded=True, keep_query=True)
         response = await session.request("PATCH", url, data=body, headers=headers, allow_redirects=False)
-        body.error_response = error_response(response.status, response.headers)
+        body.error_without_body = error_response(response.status, response.headers)
         try:
             check_lengths(response.headers)
             protocol = None if response.connection is None else response.connection.protocol
@@ -122,13 +125,13 @@ class AiohttpTransport:
 class _Request(aiohttp.ClientRequest):
     """A request that checks its connection before it is sent."""
 
-    # The `update_` methods replace aiohttp's for complete headers and a `_Body`, which saves 5 us each.
+    # aiohttp's `update_` methods support many kinds of headers and bodies. Replacing them saves 5 us each.
 
     def update_headers(self, headers: Any) -> None:
         self.headers = headers
 
     def update_auto_headers(self, skip_auto_headers: object) -> None:
-        """Add no headers: all are set."""
+        """Do nothing: the session and `_exchange` have set all headers."""
 
     def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
         self._body = body
@@ -141,19 +144,26 @@ class _Request(aiohttp.ClientRequest):
 
 
 class _Body(BytesPayload):
-    """A body that records whether it was passed to the socket, from when on the API may have received it."""
+    """
+    The body of a request, which also records how far the attempt got.
+
+    Attributes:
+        sent: Whether the request was, or may have been, passed to the socket. The API may have received it.
+        certainly_unsent: Whether the request was certainly not passed to the socket.
+        error_without_body: The response without its body, once its head has arrived and shows an error.
+    """
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body, content_type="application/json")
-        self.sent = False  # it was, or may have been, passed to the socket
-        self.refused = False  # it certainly was not
-        self.error_response: Response | None = None  # without its body, as soon as the head shows an error
+        self.sent = False
+        self.certainly_unsent = False
+        self.error_without_body: Response | None = None
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         try:
             await super().write_with_length(writer, content_length)
         except aiohttp.ClientConnectionResetError:
-            self.refused = True  # the connection was closing already, so no byte was sent
+            self.certainly_unsent = True  # the connection was already closing
             raise
         except BaseException:
             self.sent = True

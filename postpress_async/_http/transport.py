@@ -17,7 +17,7 @@ HEADERS: Final = {
 }
 
 NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, sock_connect=None)
-"""No timeouts in aiohttp: a transport has one timer for all requests in flight."""
+"""No timeouts in aiohttp, because a transport has one timer for all requests in flight."""
 
 
 @define
@@ -26,8 +26,8 @@ class Request:
     The PATCH request of one call, the same for all attempts.
 
     Attributes:
-        account_id: The account.
-        url: Where it is sent.
+        account_id: The account to change.
+        url: The URL of the account.
         body: The change as JSON, with the proxy's password.
         api_key: The API key.
         password: The proxy's password; None if it has none.
@@ -54,7 +54,7 @@ class Response:
         status: The HTTP status.
         body: The body, not compressed.
         retry_after: The header ``Retry-After``; None without one.
-        date: The header ``Date``, by whose clock a date in *retry_after* is read; None without one.
+        date: The header ``Date``, the server's time if *retry_after* is a date; None without one.
     """
 
     status: int
@@ -66,24 +66,26 @@ class Response:
 @runtime_checkable
 class Transport(Protocol):
     """
-    Sends requests: over another HTTP client than aiohttp, or to a fake in the tests of an application.
+    Sends requests. Implement it to use an HTTP client other than aiohttp, or to fake the API in tests.
 
     Pass an object with these methods as ``PostPressSession(transport=...)``. The session retries, decodes
-    responses and closes the transport. It does not enforce the timeout of a `send`, and other exceptions than
-    those listed end the call, and reach its caller.
+    responses and closes the transport. It does not enforce the timeout of `send`. An exception that is not
+    listed there ends the call, and its caller receives it.
     """
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
         """
         Send *request* and return the complete response within *timeout* seconds. Follow no redirect.
 
-        If the body of an error response cannot be read, return it without a body: the status is enough.
+        If the body of an error response cannot be read, return the response with an empty body: its status is
+        enough.
 
         Raises:
-            ConnectError: Nothing was sent.
-            AttemptTimeoutError: No response in time. As for `ConnectionLostError`, set `applied` of the error
-                to NO if nothing was sent.
-            ConnectionLostError: The connection was lost before the response was complete.
+            ConnectError: No connection could be opened, so nothing was sent.
+            AttemptTimeoutError: No response arrived in time. Set the error's `applied` to NO if nothing was
+                sent.
+            ConnectionLostError: The connection was lost before the response was complete. Set the error's
+                `applied` to NO if nothing was sent.
             AnswerError: The body of a success is too large, or the response is not HTTP.
             SessionClosedError: The transport is closed.
         """
@@ -95,12 +97,13 @@ class Transport(Protocol):
 
 
 def account_path(base_url: URL) -> tuple[str, str]:
-    """The path and the query of an account's URL: what comes before the account id, and after it."""
+    """Return the parts of an account's URL before and after the account id: the path and the query."""
     query = base_url.raw_query_string
     return (base_url / "accounts" / "").raw_path, query and f"?{query}"
 
 
 def headers_for(connector: aiohttp.BaseConnector) -> dict[str, str]:
     """`HEADERS`, with ``Connection: close`` if *connector* never reuses a connection."""
-    # The server then closes first, so TIME_WAIT does not use up the client's ports.
+    # With that header, the server closes the connection first. Otherwise closed connections would stay in the
+    # state TIME_WAIT on the client, and use up its ports.
     return HEADERS | {"Connection": "close"} if connector.force_close else HEADERS

@@ -19,7 +19,7 @@ from postpress_async import CustomProxy, ManagedProxy, PostPressSession, RetryPo
 from postpress_async.errors import ConfigurationError
 from postpress_async.models import FieldError
 from tests.support import KEY
-from tests.support.fault_server import FaultServer, Seen
+from tests.support.fault_server import FaultServer, SeenRequest
 
 US = ManagedProxy(country="US")
 ONCE = RetryPolicy(attempts=1)
@@ -40,7 +40,7 @@ class Api:
     run: Callable[[Awaitable[object]], object]
     session: PostPressSession
 
-    def take_request(self) -> Seen:
+    def take_request(self) -> SeenRequest:
         """Remove and return the only recorded request."""
         [request] = self.server.seen
         self.server.seen.clear()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from postpress_async.sandbox._thread import SandboxThread
-from tests.support.command_line import BENT, JOURNAL, run, write_fleet, write_pool
+from tests.support.command_line import CLOCK_AHEAD, JOURNAL, run, write_fleet, write_pool
 from tests.support.documents import TEXTS
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
             pool = write_pool(tmp_path, 6).rename(tmp_path / f"pool-{night}.txt")
             pool.write_text(pool.read_text().replace("example.net", f"night-{night}.net"))
             ahead = MARCH + night * DAY - time.time()
-            command = [sys.executable, "-c", BENT, str(ahead), *ROTATE, pool.name]
+            command = [sys.executable, "-c", CLOCK_AHEAD, str(ahead), *ROTATE, pool.name]
             subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=night != 1)
     monkeypatch.chdir(tmp_path)
     return {command: run(*command.split(), env={"TZ": "UTC"}).stdout for command in COMMANDS}

@@ -1,4 +1,4 @@
-"""Opening connections, and cleaning up after failed ones, on asyncio and uvloop."""
+"""Opening connections, and cleaning up after failures, with asyncio and uvloop."""
 
 import asyncio
 import gc
@@ -32,9 +32,9 @@ LOOPS = [
 ]
 
 
-def run(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run *main* in a loop of this kind, and check that no file descriptor stays open."""
-    factory = importlib.import_module(name).new_event_loop
+def run(loop: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run *main* in an event loop of the module *loop*, and check that no file descriptor stays open."""
+    factory = importlib.import_module(loop).new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(asyncio.sleep(0))  # uvloop's first loop opens descriptors that stay open
     before = open_descriptors()
@@ -45,8 +45,8 @@ def run(name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def stale_sockets() -> list[socket.socket]:
-    """A session's socket objects whose file descriptor is closed, though they do not know it."""
-    sockets = [thing for thing in gc.get_objects() if type(thing) is socket.socket]
+    """Sockets of clients that are not marked as closed, although their file descriptor is closed."""
+    sockets = [item for item in gc.get_objects() if type(item) is socket.socket]
     clients = [sock for sock in sockets if sock.proto == socket.IPPROTO_TCP]  # 0 for accepted sockets
     return [sock for sock in clients if sock.fileno() >= 0 and not is_open(sock.fileno())]
 
@@ -60,13 +60,13 @@ def is_open(descriptor: int) -> bool:
 
 
 def open_descriptors() -> int:
-    """Number of the process's open file descriptors; 0 if the system has no /proc."""
+    """Return the number of the process's open file descriptors, or 0 if the system has no /proc."""
     return len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
 
 
 @pytest.fixture(autouse=True)
 def without_garbage_collection() -> Iterator[None]:
-    """Keeps stale sockets, so that they are found and do not close another test's descriptors."""
+    """Keep stale sockets in memory, so that tests find them and they close no other test's descriptors."""
     gc.collect()
     gc.disable()
     yield
@@ -77,7 +77,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS context, and the file of the authority that clients trust."""
+    """A server's TLS context, and the file with the CA certificate that clients must trust."""
     authority, ca_file = trustme.CA(), tmp_path_factory.mktemp("ca") / "ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -88,14 +88,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContex
 @pytest.mark.slow
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_call_cancelled_in_any_loop_iteration_leaves_no_socket(
+def test_call_cancelled_in_any_loop_iteration_leaves_no_socket_and_no_response(
     loop: str, secure: bool, certificate: tuple[ssl.SSLContext, Path]
 ) -> None:
     """
-    Nor does the next call get its response.
+    A remaining response would be taken for the next call's. A remaining socket could close a connection.
 
-    If a call is cancelled in the iteration in which uvloop gets its socket, uvloop closes the descriptor but
-    not the socket object, which later closes the descriptor of another connection.
+    If a call is cancelled in the iteration in which uvloop receives its socket, uvloop closes the descriptor
+    but not the socket object. That closes the descriptor again later, when another connection may have it.
     """
     context, ca_file = certificate
 
@@ -115,22 +115,23 @@ def test_a_call_cancelled_in_any_loop_iteration_leaves_no_socket(
                         await call
                     assert (await session.update_proxy("acc_2", US)).account_id == "acc_2"
                 assert stale_sockets() == []
+                # A call takes more iterations if the machine is slow, so soon take larger steps.
                 iterations = iterations + 1 if iterations < 40 else iterations * 2
 
     run(loop, main)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-@pytest.mark.parametrize("name", ["reset before the request", "closed before the request"])
-def test_a_connection_that_the_server_closes_at_once_leaves_no_socket(
-    loop: str, name: str, certificate: tuple[ssl.SSLContext, Path]
+@pytest.mark.parametrize("fault", ["reset before the request", "closed before the request"])
+def test_connection_that_the_server_closes_at_once_leaves_no_socket(
+    loop: str, fault: str, certificate: tuple[ssl.SSLContext, Path]
 ) -> None:
-    """The connection fails in the same iteration as above, but because of the server."""
+    """The connection may fail in the iteration in which uvloop receives the socket."""
     context, ca_file = certificate
 
     async def main() -> None:
         with FaultServer(context) as server:
-            server.play(CONNECTIONS[name])
+            server.play(CONNECTIONS[fault])
             async with PostPressSession(
                 KEY,
                 base_url=server.url,
@@ -149,7 +150,7 @@ def test_a_connection_that_the_server_closes_at_once_leaves_no_socket(
 def test_asyncio_allocates_small_read_buffers(
     secure: bool, certificate: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Allocating 256 KiB from the system for each read takes a sixth of a whole call's time."""
+    """Allocating asyncio's default of 256 KiB for each read takes a sixth of a call's CPU time."""
     context, ca_file = certificate
     transports: list[Any] = []
     connect = Connector._wrap_create_connection
@@ -173,8 +174,8 @@ def test_asyncio_allocates_small_read_buffers(
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_too_many_open_files_are_a_connect_error(loop: str) -> None:
-    """Another part of the program may use all descriptors. When it has closed them, calls succeed again."""
+def test_lack_of_file_descriptors_is_a_connect_error_until_some_are_closed(loop: str) -> None:
+    """Another part of the program may have used all file descriptors."""
     resource = pytest.importorskip("resource")
 
     async def main() -> None:
@@ -208,8 +209,8 @@ def has_ipv6() -> bool:
 
 @pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_base_url_may_have_an_ipv6_address(loop: str) -> None:
-    """Losing or keeping the brackets in the wrong place would name another host."""
+def test_base_url_with_an_ipv6_address(loop: str) -> None:
+    """The address has brackets in the URL and in the Host header, but not for the socket."""
 
     async def main() -> None:
         server = Server()
@@ -227,10 +228,14 @@ def test_a_base_url_may_have_an_ipv6_address(loop: str) -> None:
 @pytest.mark.parametrize("transport", ["session", "lean"])
 @pytest.mark.parametrize("force_close", [True, False])
 async def test_connection_close_is_sent_if_the_connection_is_not_reused(transport, force_close) -> None:
-    """Otherwise the client closes first, and keeps one of its 28,000 ports in TIME_WAIT for each request."""
+    """
+    Then the server closes the connection first.
+
+    If the client did, each request would keep one of its ports (28,000 on Linux) in the state TIME_WAIT.
+    """
     heads: list[bytes] = []
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
             while True:
                 heads.append(await reader.readuntil(b"\r\n\r\n"))
@@ -239,7 +244,7 @@ async def test_connection_close_is_sent_if_the_connection_is_not_reused(transpor
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         async with aiohttp.TCPConnector(force_close=force_close) as custom:
             for connector in (custom, None):

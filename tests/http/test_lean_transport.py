@@ -1,4 +1,4 @@
-"""The lean transport: its bytes, its pool, and what it does with an incompatible aiohttp."""
+"""The lean transport: its requests, its connections, and its fallback if aiohttp is incompatible."""
 
 import asyncio
 import logging
@@ -30,11 +30,11 @@ def lean(url: str, **options: Any) -> PostPressSession:
     return PostPressSession(KEY, base_url=url, transport="lean", **{"retry": POLICY, **options})
 
 
-# --- What is sent --------------------------------------------------------------------------------
+# --- Requests ------------------------------------------------------------------------------------
 
 
-async def test_a_request_is_these_bytes() -> None:
-    """All bytes are compared, because no library checks them before they are sent."""
+async def test_bytes_of_a_request() -> None:
+    """The transport writes the request itself, so no library ensures that it is valid."""
     with FaultServer() as server:
         async with lean(server.url) as session:
             await session.update_proxy("acc_1", US, idempotency_key="i-1")
@@ -48,8 +48,7 @@ async def test_a_request_is_these_bytes() -> None:
     assert seen.body == b'{"country":"US"}'
 
 
-async def test_without_idempotency_no_key_is_sent() -> None:
-    """Not even an empty one."""
+async def test_no_idempotency_key_header_is_sent_with_idempotency_off() -> None:
     with FaultServer() as server:
         async with lean(server.url, idempotency=False) as session:
             await session.update_proxy("acc_1", US)
@@ -58,7 +57,7 @@ async def test_without_idempotency_no_key_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base_url", "line", "host"),
+    ("base_url", "request_line", "host"),
     [
         ("https://api.postpress.ai/v1", "PATCH /v1/accounts/acc_1 HTTP/1.1", "api.postpress.ai"),
         ("https://api.postpress.ai", "PATCH /accounts/acc_1 HTTP/1.1", "api.postpress.ai"),
@@ -69,26 +68,28 @@ async def test_without_idempotency_no_key_is_sent() -> None:
         ("https://h.example/a%20b", "PATCH /a%20b/accounts/acc_1 HTTP/1.1", "h.example"),
     ],
 )
-async def test_the_base_url_is_where_it_should_be(base_url: str, line: str, host: str) -> None:
-    """Both ways to the API ask for the same thing of the same host."""
-    url, wire = read_base_url(base_url), lean_transport.NullTransport()
+async def test_request_line_and_host_are_those_of_the_base_url(
+    base_url: str, request_line: str, host: str
+) -> None:
+    """Both transports send the same Host header."""
+    url, null_transport = read_base_url(base_url), lean_transport.NullTransport()
     protocol = ResponseHandler(asyncio.get_running_loop())
-    protocol.connection_made(wire)
+    protocol.connection_made(null_transport)
     transport = LeanTransport(url, Secret(KEY))
     await transport._open().close()
     transport._template.write(protocol, make_request(), None)
-    through_session = AiohttpTransport(url, Secret(KEY))
-    opened = through_session._open()
+    session_transport = AiohttpTransport(url, Secret(KEY))
+    client_session = session_transport._open()
 
-    lines = wire.written.decode().split("\r\n")
-    assert lines[0] == line
+    lines = null_transport.written.decode().split("\r\n")
+    assert lines[0] == request_line
     assert lines[1] == f"Host: {host}"
-    assert opened.headers["Host"] == host
-    await through_session.aclose()
+    assert client_session.headers["Host"] == host
+    await session_transport.aclose()
 
 
-async def test_an_address_of_ipv6_is_reached(unused_tcp_port: int, transport: Any) -> None:
-    """In brackets in the URL and in the Host, bare for the socket."""
+async def test_host_header_with_an_ipv6_address(unused_tcp_port: int, transport: Any) -> None:
+    """The address has brackets in the URL and in the Host header, but not for the socket."""
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,11 +112,11 @@ async def test_an_address_of_ipv6_is_reached(unused_tcp_port: int, transport: An
     assert f"\r\nHost: [::1]:{unused_tcp_port}\r\n".encode() in heads[0]
 
 
-# --- Its connections -----------------------------------------------------------------------------
+# --- Connections ---------------------------------------------------------------------------------
 
 
-async def test_a_connection_is_used_again(transport: Any) -> None:
-    """A handshake for each call would cost more than the call."""
+async def test_connection_is_reused(transport: Any) -> None:
+    """Opening a connection takes longer than a call."""
     with FaultServer() as server:
         async with PostPressSession(KEY, base_url=server.url, transport=transport) as session:
             for number in range(20):
@@ -124,8 +125,7 @@ async def test_a_connection_is_used_again(transport: Any) -> None:
         assert server.connections == 1
 
 
-async def test_a_connector_s_own_limit_holds(transport: Any) -> None:
-    """A caller who shares a connector among sessions means its numbers."""
+async def test_connection_limit_of_the_caller_s_connector_holds(transport: Any) -> None:
     with FaultServer() as server:
         async with (
             aiohttp.TCPConnector(limit=2) as connector,
@@ -138,16 +138,16 @@ async def test_a_connector_s_own_limit_holds(transport: Any) -> None:
         assert server.connections == 2
 
 
-async def test_a_connector_s_own_tls_is_used(transport: Any) -> None:
-    """A user passes a connector for a reason, such as a pinned or a client certificate."""
+async def test_tls_context_of_the_caller_s_connector_is_used(transport: Any) -> None:
+    """Callers pass a connector to trust a private CA, for example."""
     authority = trustme.CA()
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(theirs)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    with FaultServer(theirs) as server:
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    with FaultServer(server_context) as server:
         async with (
-            aiohttp.TCPConnector(ssl=trusting) as connector,
+            aiohttp.TCPConnector(ssl=client_context) as connector,
             PostPressSession(
                 KEY, base_url=server.url, connector=connector, retry=POLICY, transport=transport
             ) as session,
@@ -160,9 +160,15 @@ async def test_a_connector_s_own_tls_is_used(transport: Any) -> None:
         assert [seen.account_id for seen in server.seen] == ["acc_1"]
 
 
-async def test_nothing_is_acquired_after_a_call_however_it_ended(transport: Any) -> None:
-    """A connection that is not released is lost to the pool."""
-    names = ["silence in the body", "garbage after the body", "closed in a header", "a 101", "endless 1xx"]
+async def test_connection_is_released_after_every_kind_of_failure(transport: Any) -> None:
+    """A connection that is not released counts against the connector's limit forever."""
+    faults = [
+        "silence during the body",
+        "garbage after the body",
+        "closed during a header",
+        "a 101",
+        "endless 1xx",
+    ]
     brief = RetryPolicy(attempts=1, attempt_timeout=0.1)
     with FaultServer() as server:
         async with aiohttp.TCPConnector() as connector:
@@ -174,8 +180,8 @@ async def test_nothing_is_acquired_after_a_call_however_it_ended(transport: Any)
                 pace=Pace(adaptive=False),
                 transport=transport,
             ) as session:
-                for number, name in enumerate(names):
-                    server.script(f"acc_{number}", [FAULTS[name]])
+                for number, fault in enumerate(faults):
+                    server.script(f"acc_{number}", [FAULTS[fault]])
                     with pytest.raises(errors.PostPressError):
                         await session.update_proxy(f"acc_{number}", US)
                 assert len(connector._acquired) == 0
@@ -184,8 +190,8 @@ async def test_nothing_is_acquired_after_a_call_however_it_ended(transport: Any)
             assert len(connector._acquired) == 0
 
 
-class Refusing(aiohttp.TCPConnector):
-    """Fails with *error* in place of connecting."""
+class FailingConnector(aiohttp.TCPConnector):
+    """A connector that raises *error* instead of connecting."""
 
     error: BaseException
 
@@ -194,107 +200,107 @@ class Refusing(aiohttp.TCPConnector):
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "error_class"),
     [
         (aiohttp.ServerDisconnectedError(), errors.ConnectionLostError),
         (ConnectionResetError(), errors.ConnectionLostError),
         (TimeoutError(), errors.AttemptTimeoutError),
     ],
-    ids=lambda failure: failure.__name__ if isinstance(failure, type) else type(failure).__name__,
+    ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
 )
-async def test_before_the_write_nothing_was_applied(
-    error: BaseException, kind: type[errors.PostPressError]
+async def test_change_is_not_applied_if_the_attempt_fails_before_the_request_is_written(
+    error: BaseException, error_class: type[errors.PostPressError]
 ) -> None:
-    """Through ClientSession such an error leaves a doubt; here it is known that nothing was handed over."""
-    connector = Refusing()
+    """With `ClientSession`, the outcome would be unknown, because it does not report how far it got."""
+    connector = FailingConnector()
     connector.error = error
     async with connector:
         async with lean("http://localhost:1/v1", connector=connector) as session:
-            with pytest.raises(kind) as caught:
+            with pytest.raises(error_class) as caught:
                 await session.update_proxy("acc_1", US)
 
     assert caught.value.applied is errors.Applied.NO
 
 
-# --- Where aiohttp is another --------------------------------------------------------------------
+# --- Incompatible versions of aiohttp ------------------------------------------------------------
 
 
-def test_this_aiohttp_is_as_expected() -> None:
-    """Otherwise all sessions would use ClientSession, unnoticed, at twice the CPU time."""
+def test_installed_aiohttp_is_compatible() -> None:
+    """Otherwise the tests of the lean transport would test the fallback."""
     assert find_incompatibility() is None
 
 
-def _lacks_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+def _method_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(ResponseHandler, "set_response_params")
 
 
-def _reads_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def _read_returns_another_type(monkeypatch: pytest.MonkeyPatch) -> None:
     async def read(_: ResponseHandler) -> Any:
         return "a message"
 
     monkeypatch.setattr(ResponseHandler, "read", read)
 
 
-def _waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def _read_waits_for_more_data(monkeypatch: pytest.MonkeyPatch) -> None:
     async def read(_: ResponseHandler) -> Any:
         await asyncio.sleep(0)
 
     monkeypatch.setattr(ResponseHandler, "read", read)
 
 
-def _parses_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def _received_data_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResponseHandler, "data_received", lambda *_: None)
 
 
-def _connects_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def _connect_has_other_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     async def connect(self: Any, request: Any) -> Any: ...
 
     monkeypatch.setattr(aiohttp.BaseConnector, "connect", connect)
 
 
-def _notices_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def _unexpected_response_is_not_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResponseHandler, "should_close", False)
 
 
-def _closes_always(monkeypatch: pytest.MonkeyPatch) -> None:
+def _new_connection_is_not_reusable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResponseHandler, "should_close", True)
 
 
-def _closes_after_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def _used_connection_is_not_reusable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResponseHandler, "should_close", property(lambda self: self._payload is not None))
 
 
-def _writes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def _request_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lean_transport.NullTransport, "write", lambda self, data: None)
 
 
-def _answers_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def _response_has_another_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lean_transport, "make_response", lambda status, headers, body: body)
 
 
 @pytest.mark.parametrize(
-    "change",
+    "change_aiohttp",
     [
-        _lacks_the_parser,
-        _reads_otherwise,
-        _waits,
-        _parses_no_more,
-        _connects_otherwise,
-        _notices_nothing,
-        _closes_always,
-        _closes_after_one,
-        _writes_otherwise,
-        _answers_otherwise,
+        _method_is_missing,
+        _read_returns_another_type,
+        _read_waits_for_more_data,
+        _received_data_is_not_parsed,
+        _connect_has_other_parameters,
+        _unexpected_response_is_not_detected,
+        _new_connection_is_not_reusable,
+        _used_connection_is_not_reusable,
+        _request_is_not_written,
+        _response_has_another_type,
     ],
-    ids=lambda change: change.__name__.strip("_").replace("_", " "),
+    ids=lambda function: function.__name__.strip("_").replace("_", " "),
 )
-def test_another_aiohttp_is_noticed(
-    change: Callable[[pytest.MonkeyPatch], None],
+def test_client_session_is_used_if_aiohttp_is_incompatible(
+    change_aiohttp: Callable[[pytest.MonkeyPatch], None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Undocumented parts may change: the session then uses ClientSession, and logs one warning."""
-    change(monkeypatch)
+    """One warning is logged. A new version of aiohttp may change its undocumented parts without notice."""
+    change_aiohttp(monkeypatch)
 
     with caplog.at_level(logging.WARNING, "postpress_async.transport"):
         session = lean("http://localhost:1/v1")
@@ -305,8 +311,7 @@ def test_another_aiohttp_is_noticed(
     assert f"aiohttp {aiohttp.__version__} is incompatible with the lean transport (" in record.getMessage()
 
 
-def test_nothing_is_logged_with_a_compatible_aiohttp(caplog: pytest.LogCaptureFixture) -> None:
-    """A log record per session would be noise."""
+def test_nothing_is_logged_if_aiohttp_is_compatible(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         session = lean("http://localhost:1/v1")
 

@@ -1,4 +1,4 @@
-"""A transport may be a user's object: over another HTTP client, or a fake in an application's tests."""
+"""Transports that a user implements, to use another HTTP client or to fake the API in tests."""
 
 import ssl
 from typing import Any
@@ -11,78 +11,81 @@ from postpress_async.errors import Applied
 from postpress_async.sandbox import Sandbox
 from tests.support import KEY
 
-OWN = CustomProxy(host="proxy.example.com", port=8080, password="hunter2")
+CUSTOM = CustomProxy(host="proxy.example.com", port=8080, password="hunter2")
 PATCHED = b'{"object":"AccountPatched","account_id":"acc_1"}'
 
 
 class FakeTransport:
-    """Gives one answer after the other, and keeps the requests with their idempotency keys."""
+    """Returns or raises *results*, one after another, and records the requests and their idempotency keys."""
 
-    def __init__(self, *answers: Response | Exception) -> None:
-        self.answers = list(answers)
+    def __init__(self, *results: Response | Exception) -> None:
+        self.results = list(results)
         self.sent: list[tuple[Request, str | None]] = []
         self.closed = False
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
         self.sent.append((request, idempotency_key))
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     async def aclose(self) -> None:
         self.closed = True
 
 
-class OtherClient:
-    """Sends by another HTTP client, which knows nothing but the request."""
+class OtherClientTransport:
+    """Sends requests with another HTTP client, using only the attributes of `Request`."""
 
     def __init__(self) -> None:
         self.client = aiohttp.ClientSession()
 
     async def send(self, request: Request, idempotency_key: str | None, timeout: float) -> Response:
         headers = request.headers(idempotency_key)
-        async with self.client.patch(request.url, data=request.body, headers=headers) as answer:
-            return Response(answer.status, await answer.read(), answer.headers.get("Retry-After"))
+        async with self.client.patch(request.url, data=request.body, headers=headers) as response:
+            return Response(response.status, await response.read(), response.headers.get("Retry-After"))
 
     async def aclose(self) -> None:
         await self.client.close()
 
 
-async def test_session_retries_decodes_and_closes() -> None:
+async def test_session_retries_decodes_the_response_and_closes_the_transport() -> None:
     transport = FakeTransport(errors.ConnectError("no connection"), Response(200, PATCHED))
     policy = RetryPolicy(first_wait=0.001)
     async with PostPressSession(
         KEY, base_url="http://[::1]/v1", transport=transport, retry=policy
     ) as session:
-        patched = await session.update_proxy("acc_1", OWN)
+        patched = await session.update_proxy("acc_1", CUSTOM)
 
     assert len(patched.attempts) == 2
     assert transport.closed
-    (request, key), (again, same_key) = transport.sent
-    assert request is again
+    (request, key), (repeated_request, repeated_key) = transport.sent
+    assert request is repeated_request
     assert request.url == "http://[::1]/v1/accounts/acc_1"
-    assert key == same_key
+    assert key == repeated_key
 
 
-@pytest.mark.parametrize("kind", [errors.ConnectionLostError, errors.AttemptTimeoutError])
-async def test_without_a_response_the_change_may_have_been_applied(
-    kind: type[errors.TransportError],
+@pytest.mark.parametrize("error_class", [errors.ConnectionLostError, errors.AttemptTimeoutError])
+async def test_applied_is_unknown_unless_the_transport_sets_it(
+    error_class: type[errors.TransportError],
 ) -> None:
-    """A transport that does not say so must not make a caller believe that nothing was changed."""
-    transport = FakeTransport(kind("no response"))
+    """The caller must not believe that nothing was changed if the transport does not know."""
+    transport = FakeTransport(error_class("no response"))
     async with PostPressSession(KEY, transport=transport, retry=RetryPolicy(attempts=1)) as session:
-        with pytest.raises(kind) as caught:
-            await session.update_proxy("acc_1", OWN)
+        with pytest.raises(error_class) as caught:
+            await session.update_proxy("acc_1", CUSTOM)
 
     assert caught.value.applied is Applied.UNKNOWN
     assert "hunter2" not in repr(transport.sent)
     assert KEY not in repr(transport.sent)
 
 
-async def test_request_has_all_that_the_api_needs() -> None:
-    async with Sandbox(accounts=["acc_1"]) as sandbox, sandbox.session(transport=OtherClient()) as session:
-        results = await session.update_many({"acc_1": OWN, "acc_2": OWN})
+async def test_request_has_everything_that_the_api_requires() -> None:
+    async with (
+        Sandbox(accounts=["acc_1"]) as sandbox,
+        sandbox.session(transport=OtherClientTransport()) as session,
+    ):
+        results = await session.update_many({"acc_1": CUSTOM, "acc_2": CUSTOM})
 
         assert (len(results.patched), len(results.failed)) == (1, 1)
         proxy = sandbox.proxy_of("acc_1")
@@ -106,6 +109,6 @@ async def test_request_has_all_that_the_api_needs() -> None:
     ],
     ids=["unknown name", "class", "no methods", "list", "ssl", "trust_env", "connector"],
 )
-def test_unusable_transport_is_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_transport_or_option_is_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.ConfigurationError, match=message):
         PostPressSession(KEY, **options)

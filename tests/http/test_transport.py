@@ -1,4 +1,4 @@
-"""What is known about a request that failed, in cases that need a stub."""
+"""Failures of both transports: what a failed attempt raises, and how connections and transports close."""
 
 import asyncio
 import errno
@@ -30,8 +30,8 @@ US = ManagedProxy(country="US")
 HOST = "api.example.com"
 
 
-class Writer:
-    """What a body is written to: fails with *error*."""
+class FailingWriter:
+    """A stream writer whose writes raise *error*."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -41,24 +41,25 @@ class Writer:
 
 
 @pytest.mark.parametrize(
-    ("error", "sent", "refused"),
+    ("error", "sent", "certainly_unsent"),
     [
-        pytest.param(aiohttp.ClientConnectionResetError(), False, True, id="closing already"),
-        pytest.param(BrokenPipeError(), True, False, id="broken meanwhile"),
-        pytest.param(asyncio.CancelledError(), True, False, id="given up meanwhile"),
+        pytest.param(aiohttp.ClientConnectionResetError(), False, True, id="connection was closing before"),
+        pytest.param(BrokenPipeError(), True, False, id="connection lost during the write"),
+        pytest.param(asyncio.CancelledError(), True, False, id="cancelled during the write"),
     ],
 )
-async def test_a_body_knows_whether_it_may_have_left(error: BaseException, sent: bool, refused: bool) -> None:
-    """Only a connection that was closing before the first byte is certain to have taken none."""
+async def test_body_records_whether_it_may_have_been_sent(
+    error: BaseException, sent: bool, certainly_unsent: bool
+) -> None:
     body = _Body(b"{}")
     with pytest.raises(type(error)):
-        await body.write_with_length(Writer(error), None)  # type: ignore[arg-type] # all it needs of one
+        await body.write_with_length(FailingWriter(error), None)  # type: ignore[arg-type] # only `write` is used
 
-    assert (body.sent, body.refused) == (sent, refused)
+    assert (body.sent, body.certainly_unsent) == (sent, certainly_unsent)
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "error_class"),
     [
         (aiohttp.ConnectionTimeoutError(), errors.ConnectError),
         (aiohttp.SocketTimeoutError(), errors.AttemptTimeoutError),
@@ -68,36 +69,37 @@ async def test_a_body_knows_whether_it_may_have_left(error: BaseException, sent:
         (aiohttp.ServerDisconnectedError(), errors.ConnectionLostError),
         (ConnectionResetError(), errors.ConnectionLostError),
     ],
-    ids=lambda failure: failure.__name__ if isinstance(failure, type) else type(failure).__name__,
+    ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
 )
-def test_a_failure_of_aiohttp_is_one_of_ours(error: Any, kind: type[errors.PostPressError]) -> None:
-    """Also those that only a connector of the caller's, with timeouts of its own, lets through."""
-    assert type(translate(error, HOST)) is kind
+def test_exception_of_aiohttp_is_translated(error: Any, error_class: type[errors.PostPressError]) -> None:
+    """Some of these can only be raised with the caller's own connector, which may have timeouts."""
+    assert type(translate(error, HOST)) is error_class
 
 
-def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
+def connector_error(error: OSError) -> aiohttp.ClientConnectorError:
+    """Create the exception that aiohttp raises if *error* prevents opening a connection."""
     request = aiohttp.ClientRequest("PATCH", URL("https://api.example.com"), loop=asyncio.new_event_loop())
     request.loop.close()
     return aiohttp.ClientConnectorError(request.connection_key, error)
 
 
 @pytest.mark.parametrize(
-    ("error", "fact"),
+    ("error", "message"),
     [
         pytest.param(
-            refused_connection(OSError(errno.ECONNREFUSED, "Connect call failed ('203.0.113.1', 443)")),
+            connector_error(OSError(errno.ECONNREFUSED, "Connect call failed ('203.0.113.1', 443)")),
             "no connection to api.example.com: Connection refused",
             id="refused",
         ),
         pytest.param(
-            refused_connection(socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
+            connector_error(socket.gaierror(socket.EAI_NONAME, "Name or service not known")),
             "no connection to api.example.com: Name or service not known",
-            id="a mistyped host",
+            id="unknown host",
         ),
         pytest.param(
-            refused_connection(OSError("Multiple exceptions: ...")),
-            "no connection to api.example.com: the host did not answer",
-            id="several addresses, several reasons",
+            connector_error(OSError("Multiple exceptions: ...")),
+            "no connection to api.example.com: the host did not respond",
+            id="several addresses that fail for different reasons",
         ),
         pytest.param(
             aiohttp.ConnectionTimeoutError(),
@@ -107,7 +109,7 @@ def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
         pytest.param(
             aiohttp.InvalidURL("http://a..b"),
             "no connection to api.example.com: its name cannot be resolved",
-            id="a name that is not valid",
+            id="invalid host name",
         ),
         pytest.param(ssl.SSLError(1, "x"), "no secure connection to api.example.com: SSLError", id="TLS"),
         pytest.param(TimeoutError(), "no response from api.example.com in time", id="no response in time"),
@@ -124,7 +126,7 @@ def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
         pytest.param(
             aiohttp.ClientPayloadError(),
             "the connection to api.example.com was lost in the middle of the response",
-            id="closed in the body",
+            id="closed during the body",
         ),
         pytest.param(
             UnusableConnectionError(),
@@ -133,35 +135,37 @@ def refused_connection(error: OSError) -> aiohttp.ClientConnectorError:
         ),
     ],
 )
-def test_a_transport_error_names_the_host_and_the_reason(error: Any, fact: str) -> None:
-    """Both are what an operator with a mistyped base URL has to see."""
-    assert translate(error, HOST).args[0] == fact
+def test_transport_error_names_the_host_and_the_reason(error: Any, message: str) -> None:
+    """They show an operator that the base URL is mistyped, for example."""
+    assert translate(error, HOST).args[0] == message
 
 
 @pytest.mark.parametrize(
-    ("sent", "fact"),
+    ("sent", "message"),
     [
         (True, "no response from api.example.com within 0.1 s. The change may have been applied."),
         (False, "no connection to api.example.com within 0.1 s"),
     ],
     ids=["sent", "not sent"],
 )
-def test_a_timeout_says_what_did_not_come(sent: bool, fact: str) -> None:
-    """Whether the host cannot be reached or does not answer are different things to look at."""
-    assert str(failure_of(TimeoutError(), HOST, sent=sent, closed=False, timeout=0.1)) == fact
+def test_timeout_error_distinguishes_a_missing_connection_from_a_missing_response(
+    sent: bool, message: str
+) -> None:
+    assert str(failure_of(TimeoutError(), HOST, sent=sent, closed=False, timeout=0.1)) == message
 
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
-async def test_the_host_in_a_message_is_the_base_url_s(unused_tcp_port: int, transport: Any) -> None:
-    """The message has the port if it is not the scheme's default."""
+async def test_connect_error_names_a_port_that_is_not_the_default(
+    unused_tcp_port: int, transport: Any
+) -> None:
     url = f"http://localhost:{unused_tcp_port}/v1"
     async with PostPressSession(KEY, base_url=url, transport=transport) as session:
         with pytest.raises(errors.ConnectError, match=f"no connection to localhost:{unused_tcp_port}: Conn"):
             await session.update_proxy("acc_1", US, retry=RetryPolicy(attempts=1))
 
 
-async def test_the_quickstart_s_port_goes_with_each_request() -> None:
-    """``?port=N`` tells its own server from others."""
+async def test_query_of_the_base_url_is_part_of_each_request_s_url() -> None:
+    """The API's quickstart uses a base URL with ``?port=N``."""
     with FaultServer() as server:
         async with PostPressSession(KEY, base_url=f"{server.url}?port=8080") as session:
             await session.update_proxy("acc_1", US)
@@ -169,12 +173,12 @@ async def test_the_quickstart_s_port_goes_with_each_request() -> None:
         assert server.seen[0].head.startswith(b"PATCH /v1/accounts/acc_1?port=8080 HTTP/1.1\r\n")
 
 
-@pytest.mark.parametrize("second", ["51", "9"], ids=["agree", "differ"])
-async def test_response_with_two_lengths_is_rejected(
-    api: aioresponses, session: PostPressSession, second: str
+@pytest.mark.parametrize("second_length", ["51", "9"], ids=["equal", "different"])
+async def test_response_with_two_content_lengths_is_rejected(
+    api: aioresponses, session: PostPressSession, second_length: str
 ) -> None:
-    """aiohttp's parser in Python uses the first one, and a gateway may use the other."""
-    lengths = CIMultiDict([("Content-Length", "51"), ("Content-Length", second)])
+    """aiohttp's pure-Python parser uses the first value, but a gateway may have used the second."""
+    lengths = CIMultiDict([("Content-Length", "51"), ("Content-Length", second_length)])
     body = {"object": "AccountPatched", "account_id": "acc_1"}
     api.patch("https://api.postpress.ai/v1/accounts/acc_1", payload=body, headers=lengths)
 
@@ -182,37 +186,37 @@ async def test_response_with_two_lengths_is_rejected(
         await session.update_proxy("acc_1", US)
 
 
-async def test_a_transport_may_be_closed_while_it_closes() -> None:
-    """Two owners, or one who lost patience: what is in flight ends once, as a lost connection."""
+async def test_transport_can_be_closed_again_while_it_closes() -> None:
+    """The request in flight ends with a single `ConnectionLostError`."""
     with FaultServer() as server:
         server.play(FAULTS["silence after the request"])
         transport = AiohttpTransport(URL(server.url), Secret(KEY))
         call = asyncio.create_task(transport.send(make_request("acc_1"), None, 5.0))
         while not server.seen:
             await asyncio.sleep(0)
-        first = asyncio.create_task(transport.aclose())
-        await asyncio.sleep(0)  # it has told the call to end
-        await asyncio.sleep(0)  # and the call is ending
+        closing = asyncio.create_task(transport.aclose())
+        await asyncio.sleep(0)  # `closing` cancels the request
+        await asyncio.sleep(0)  # the request handles the cancellation
         assert transport._timeouts.ended
         await transport.aclose()
-        await first
+        await closing
 
         with pytest.raises(errors.ConnectionLostError, match="session was closed"):
             await call
 
 
-def test_a_transport_without_a_socket_has_no_news() -> None:
-    """A double's, or one of another kind than TCP."""
+def test_asyncio_transport_without_a_socket_has_no_unread_data() -> None:
+    """Test doubles and mocks have no socket."""
     assert not has_unread_data(None)
     assert not has_unread_data(asyncio.BaseTransport())
 
 
-async def test_news_are_heard_where_there_is_no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows has `select` alone."""
+async def test_unread_data_is_detected_on_a_system_without_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows only has `select`."""
     monkeypatch.delattr(select, "poll", raising=False)
     with FaultServer() as server:
         async with PostPressSession(KEY, base_url=server.url, retry=RetryPolicy(first_wait=0.001)) as session:
-            server.play(FAULTS["an unasked answer while idle"])
+            server.play(FAULTS["an unsolicited response while idle"])
             await session.update_proxy("acc_bad", US)
             server.play(None)
             server.push()
@@ -221,21 +225,24 @@ async def test_news_are_heard_where_there_is_no_poll(monkeypatch: pytest.MonkeyP
         assert server.count()["acc_next"] == 1
 
 
-@pytest.mark.parametrize("cancelled", [True, False], ids=["nobody waits for it any more", "it ended"])
-async def test_a_body_ends_with_its_connection(cancelled: bool) -> None:
-    """Reading it would wait for the rest until the attempt times out."""
+@pytest.mark.parametrize("cancelled", [True, False], ids=["future cancelled", "connection lost"])
+async def test_reading_a_body_fails_when_the_connection_closes(cancelled: bool) -> None:
+    """Otherwise reading would wait for the rest of the body until the attempt times out."""
     closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
     fail_when_closed(content, SimpleNamespace(closed=closed))  # type: ignore[arg-type]
 
-    closed.cancel() if cancelled else closed.set_exception(aiohttp.ClientConnectionError())
+    if cancelled:
+        closed.cancel()
+    else:
+        closed.set_exception(aiohttp.ClientConnectionError())
     await asyncio.sleep(0)
     with pytest.raises(NotHttpError):
         await content.readany()
 
 
-async def test_a_body_whose_connection_was_given_back_needs_no_watching() -> None:
-    """aiohttp gives it back with the answer's last byte: nothing will end that has not."""
+async def test_complete_body_does_not_fail_when_its_connection_closes() -> None:
+    """After the last byte, aiohttp has returned the connection to the pool, so the body has none."""
     content = aiohttp.StreamReader(SimpleNamespace(), 64, loop=asyncio.get_running_loop())  # type: ignore[arg-type]
 
     fail_when_closed(content, None)
@@ -245,12 +252,12 @@ async def test_a_body_whose_connection_was_given_back_needs_no_watching() -> Non
     assert content.exception() is None
 
 
-@pytest.mark.parametrize("kind", [AiohttpTransport, LeanTransport])
+@pytest.mark.parametrize("transport_class", [AiohttpTransport, LeanTransport])
 @pytest.mark.parametrize("used", [True, False], ids=["used before", "never used"])
-async def test_closed_transport_does_not_reopen(kind: Any, used: bool) -> None:
+async def test_closed_transport_does_not_reopen(transport_class: Any, used: bool) -> None:
     """A connection that is opened after closing would never be closed."""
     with FaultServer() as server:
-        transport = kind(read_base_url(server.url), Secret(KEY))
+        transport = transport_class(read_base_url(server.url), Secret(KEY))
         if used:
             await transport.send(make_request("acc_1"), None, 5.0)
         await transport.aclose()
@@ -260,11 +267,11 @@ async def test_closed_transport_does_not_reopen(kind: Any, used: bool) -> None:
         assert server.connections == used
 
 
-@pytest.mark.parametrize("kind", [AiohttpTransport, LeanTransport])
-async def test_a_failure_leaves_no_garbage(kind: Any) -> None:
-    """An exception that its own traceback leads back to waits for a collection, with all that it holds."""
+@pytest.mark.parametrize("transport_class", [AiohttpTransport, LeanTransport])
+async def test_failure_is_not_part_of_a_reference_cycle(transport_class: Any) -> None:
+    """Otherwise the error, and all that its traceback refers to, would stay in memory until a collection."""
     with FaultServer() as server:
-        transport = kind(read_base_url(server.url), Secret(KEY))
+        transport = transport_class(read_base_url(server.url), Secret(KEY))
         await transport.send(make_request("acc_0"), None, 5.0)
         server.play(FAULTS["silence after the request"])
         gc.collect()

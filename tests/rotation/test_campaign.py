@@ -285,7 +285,7 @@ def summary_counts_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_core, "count_outcome", count_twice)
 
 
-REFUSING = Step(conditions=Conditions(away=frozenset(f"acc_{number:03}" for number in range(10))))
+REFUSING = Step(conditions=Conditions(disconnected=frozenset(f"acc_{number:03}" for number in range(10))))
 MUTATIONS: dict[str, tuple[Mutation, Sequence, str]] = {
     "new key for each request": (
         another_key_each_time,
@@ -319,7 +319,9 @@ MUTATIONS: dict[str, tuple[Mutation, Sequence, str]] = {
     "proxy is never full": (no_proxy_is_full, small(accounts_per_proxy=1), "proxy over its cap"),
     "summary counts twice": (summary_counts_twice, small(), "wrong summary"),
     "service ignores keys": (
-        lambda patch: patch.setattr("tests.support.counting_server.CountingServer._behind", _execute_always),
+        lambda patch: patch.setattr(
+            "tests.support.counting_server.CountingServer._reply_after_keys", _execute_always
+        ),
         small(*KILLED_THEN_STOPPED),
         "managed proxies handed out twice",
     ),

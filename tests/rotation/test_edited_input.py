@@ -20,7 +20,14 @@ from postpress_async.rotation import State
 from tests.support import stepped_loop
 from tests.support.campaign_machine import machine, session_over
 from tests.support.campaign_reading import copy_journal
-from tests.support.counting_server import API_KEY, Conditions, CountingServer, Traits, Wire, change_of
+from tests.support.counting_server import (
+    API_KEY,
+    Conditions,
+    CountingServer,
+    CountingTransport,
+    Traits,
+    change_of,
+)
 
 US, DE = ",US,", ",DE,"
 CHANGES = (US, DE, ",,socks5://a.example:1", ",,http://user:word@b.example:1")
@@ -71,7 +78,7 @@ class Nights:
         server = self.server
         server.begin_run(conditions)
         (self.folder / "fleet.csv").write_text("\n".join(["account_id,country,proxy", *rows, ""]))
-        wire = Wire(server, API_KEY)
+        wire = CountingTransport(server, API_KEY)
         session = session_over(wire, retry=RetryPolicy(attempts=1), pace=Pace(in_flight=4))
         with Fleet.open(self.folder / "fleet.csv") as fleet:
             rotation = session.rotate(fleet, journal=self.journal, halt="never")

@@ -28,7 +28,7 @@ from click.testing import CliRunner
 from postpress_async._cli import cli
 from postpress_async.sandbox import Sandbox
 from postpress_async.sandbox._thread import SandboxThread
-from tests.support.command_line import BENT, JOURNAL
+from tests.support.command_line import CLOCK_AHEAD, JOURNAL
 
 DAY: Final = 86_400.0
 FIRST_NIGHT: Final = 1_795_226_400.0
@@ -64,7 +64,7 @@ def in_this_process(ahead: float, words: list[str]) -> Ended:
 
 def in_a_process(ahead: float, words: list[str]) -> Ended:
     done = subprocess.run(
-        [sys.executable, "-c", BENT, str(ahead), *words], capture_output=True, text=True, check=False
+        [sys.executable, "-c", CLOCK_AHEAD, str(ahead), *words], capture_output=True, text=True, check=False
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -121,7 +121,7 @@ class Nights:
     def kill(self, requests: int, hour: float = 0.0) -> None:
         """Start, and kill the process after a number of requests."""
         until = self.sandbox.record.requests + requests
-        words = [sys.executable, "-c", BENT, str(self.at(hour)), *COMMAND]
+        words = [sys.executable, "-c", CLOCK_AHEAD, str(self.at(hour)), *COMMAND]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while self.sandbox.record.requests < until and process.poll() is None:
             time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""A stub of an API with bad proxies, for rotations in virtual time."""
+"""A stub of a session whose proxies fail, and of a journal, for rotations in virtual time."""
 
 import asyncio
 import math
@@ -20,14 +20,16 @@ Fault = Callable[[str, str, float], str | None]
 
 class Api:
     """
-    The API of a session, with its retries: each request takes *latency* seconds.
+    Updates accounts like a session does, with up to six attempts.
 
     Args:
-        fault: Returns the error's type for a proxy's host, an account, and the loop's time; None for none.
+        fault: Called for each attempt with the proxy's host, the account id and the time of the event loop.
+            Returns the type of the error, or None for a success.
+        latency: Seconds of each attempt.
 
     Attributes:
-        requests: Number of requests by host.
-        first: Time of the first success by host.
+        requests: Number of attempts by host of the proxy.
+        first: Time of the first success by host of the proxy.
     """
 
     def __init__(self, fault: Fault, latency: float = 0.05) -> None:
@@ -63,10 +65,10 @@ class Api:
 
 class Memory:
     """
-    A journal that keeps only quarantines, because the thread of a real one does not run in virtual time.
+    A journal that only keeps quarantines. A real one has a thread, which virtual time does not control.
 
     Attributes:
-        quarantined: By label: when the quarantine began, and when the proxy is probed.
+        quarantined: By label of a proxy, the start of its quarantine and the time of the next probe.
         changes: The arguments of each call of `record_proxy`.
     """
 

@@ -43,7 +43,7 @@ from tests.support.campaign_machine import Disk, machine, session_over
 from tests.support.campaign_nights import FILE_FORMATS, audit, draw_nights, intent_of
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw, healthy
 from tests.support.campaign_reading import copy_journal
-from tests.support.counting_server import API_KEY, Conditions, CountingServer, Wire
+from tests.support.counting_server import API_KEY, Conditions, CountingServer, CountingTransport
 
 LONGEST: Final = 8 * 3600.0
 """Virtual seconds that a run may take. A rotation waits up to four hours for the end of an outage."""
@@ -157,7 +157,7 @@ class Player:
 
     async def _run(self, step: Step, report: RunReport, changes: Any, selection: Selection | None) -> None:
         loop, server = asyncio.get_running_loop(), self.case.server
-        wire = Wire(server, API_KEY)
+        wire = CountingTransport(server, API_KEY)
         session = session_over(
             wire,
             retry=RetryPolicy(attempts=step.attempts),
@@ -228,7 +228,7 @@ class Player:
         if report.ended is End.DISK_FULL and isinstance(error, JournalNotWritableError):
             report.error = None
 
-    def _kill(self, wire: Wire) -> None:
+    def _kill(self, wire: CountingTransport) -> None:
         wire.is_cut = True
         copy = self.folder / f"journal-{self.case.run.number}.sqlite3"
         copy_journal(self.journal, copy)

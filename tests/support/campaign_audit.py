@@ -318,7 +318,9 @@ def _check_new_keys(account_id: str, requests: list[Request]) -> Iterator[Findin
                 continue
             # Only an error response from behind the store of keys, under the same key, can end the doubt.
             between = requests[earlier_index + 1 : index]
-            was_refused = any(r.key == earlier.key and r.from_behind and r.is_refused for r in between)
+            was_refused = any(
+                r.key == earlier.key and r.is_after_key_lookup and r.is_refused for r in between
+            )
             if earlier.may_be_applied or not was_refused:
                 text = f"sent under another key: {request}; while this request is in doubt: {earlier}"
                 yield Finding("new key while in doubt", account_id, text)
@@ -355,7 +357,7 @@ def check_ends(case: Case) -> Iterator[Finding]:
     summary = run.summary
     if summary is None or not run.opened or run.error is not None or run.died:
         return  # a run that died has not recorded its end
-    refused = [r for r in case.server.sent_in(run.number) if r.by_key_check and r.heard]
+    refused = [r for r in case.server.sent_in(run.number) if r.by_key_check and r.is_received]
     tried = [outcome for outcome in run.outcomes if outcome.attempts]
     only_401 = bool(tried) and all(outcome.status == 401 for outcome in tried)
     is_certain = any(r.type == KEY_TYPE for r in refused)
@@ -419,7 +421,12 @@ def _is_lasting_doubt(case: Case, account: Account) -> bool:
         return False
     # Only a success ends the doubt, but the service replays the stored error for the only key that may be
     # used.
-    return had_doubt and bool(requests) and requests[-1].from_behind and case.sequence.traits.stores_errors
+    return (
+        had_doubt
+        and bool(requests)
+        and requests[-1].is_after_key_lookup
+        and case.sequence.traits.stores_errors
+    )
 
 
 Check = Callable[[Case], Iterator[Finding]]

@@ -35,7 +35,7 @@ from tests.support.campaign import describe, write_fleet
 from tests.support.campaign_audit import Case, Finding, RunReport
 from tests.support.campaign_nights import audit, draw_nights, intent_of, is_finished
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw
-from tests.support.command_line import BENT
+from tests.support.command_line import CLOCK_AHEAD
 from tests.support.counting_server import API_KEY, KEY_TYPE, Conditions, CountingServer, Gateway
 
 _LAST_NIGHT: Final[dict[str, Any]] = {
@@ -65,7 +65,7 @@ async def listening(server: CountingServer) -> AsyncIterator[str]:
         if reply is None:  # the response is lost
             request.transport.abort()
             return web.Response()
-        sent.heard = True
+        sent.is_received = True
         headers = {} if reply.retry_after is None else {"Retry-After": reply.retry_after}
         return web.Response(status=reply.status, body=reply.body, headers=headers)
 
@@ -255,7 +255,7 @@ class CommandPlayer:
         if step.end is End.DISK_FULL:
             options["preexec_fn"] = _limit_file_size(step.after_requests * 1_000)
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", BENT, str(self.ahead), *args),
+            *(sys.executable, "-c", CLOCK_AHEAD, str(self.ahead), *args),
             cwd=self.folder,
             env={**os.environ, "POSTPRESS_API_KEY": key, "POSTPRESS_BASE_URL": url},
             stdout=asyncio.subprocess.PIPE,

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from postpress_async import PostPressSession
 from tests.support import stepped_loop
-from tests.support.counting_server import API_KEY, Wire
+from tests.support.counting_server import API_KEY, CountingTransport
 
 
 class Disk:
@@ -65,6 +65,6 @@ def machine() -> Iterator[None]:
         yield
 
 
-def session_over(wire: Wire, **options: Any) -> PostPressSession:
+def session_over(wire: CountingTransport, **options: Any) -> PostPressSession:
     """Return a real session whose requests go over *wire*."""
     return PostPressSession(API_KEY, base_url="http://127.0.0.1:9/v1", transport=wire, **options)

@@ -402,7 +402,7 @@ def _may_be_on(case: Case, account_id: str, hosts: tuple[str, ...]) -> bool:
             continue
         if _host(label_of(request.change)) in hosts:
             return True
-        if request.status == 200 and request.heard and not has_died:
+        if request.status == 200 and request.is_received and not has_died:
             return False
     return False
 

@@ -292,4 +292,6 @@ def _conditions(rng: random.Random, ids: list[str]) -> Conditions:
     if 0.24 <= chance < 0.44:
         conditions = evolve(conditions, gateway=gateway)
     share = rng.uniform(0.05, 0.3) if rng.random() < 0.25 else 0.0
-    return evolve(conditions, away=frozenset(account_id for account_id in ids if rng.random() < share))
+    return evolve(
+        conditions, disconnected=frozenset(account_id for account_id in ids if rng.random() < share)
+    )

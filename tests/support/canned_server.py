@@ -1,9 +1,8 @@
 """
-A server in its own process, on its own core, that answers every PATCH with a success.
+A server in a process of its own that responds to every PATCH with a success.
 
-It does as little as possible, so that the benchmark measures the client. It finds the end of the headers,
-skips the body, and sends ``{"object":"AccountPatched","account_id":...}`` without spaces, as a JavaScript
-server would.
+It does as little as possible, so that benchmarks measure the client. It finds the end of the headers, skips
+the body, and sends ``{"object":"AccountPatched","account_id":...}`` without spaces, as JavaScript would.
 """
 
 import asyncio
@@ -21,9 +20,7 @@ HEAD = (
 BODY = b'{"object":"AccountPatched","account_id":"%b"}'
 
 
-class Canned(asyncio.Protocol):
-    """One connection."""
-
+class CannedProtocol(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._buffer = b""
@@ -32,12 +29,14 @@ class Canned(asyncio.Protocol):
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end]
-            start = head.lower().find(b"\r\ncontent-length:")
-            length = int(head[start + 17 :].split(b"\r\n", 1)[0]) if start >= 0 else 0
-            if len(self._buffer) < end + 4 + length:
+            _, _, after_length_name = head.lower().partition(b"\r\ncontent-length:")
+            length = int(after_length_name.split(b"\r\n", 1)[0] or 0)
+            end_of_request = end + len(b"\r\n\r\n") + length
+            if len(self._buffer) < end_of_request:
                 return
-            self._buffer = self._buffer[end + 4 + length :]
-            body = BODY % head.split(b" ", 2)[1].rsplit(b"/", 1)[1]
+            self._buffer = self._buffer[end_of_request:]
+            path = head.split(b" ", 2)[1]
+            body = BODY % path.rsplit(b"/", 1)[1]
             self._transport.write(HEAD % len(body) + body)
 
 
@@ -52,10 +51,10 @@ def _serve(listening: socket.socket, core: int | None) -> None:
 
     async def serve_forever() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(Canned, sock=listening, backlog=2048)
+        server = await loop.create_server(CannedProtocol, sock=listening, backlog=2048)
         if core is not None:
-            # Waking a sleeping server takes about 10 us on the client's core, less for clients that write
-            # in bursts. Over a real network no client pays it, so the server never sleeps.
+            # Never let the server sleep. Waking it would cost about 10 us of the client's core, but less for
+            # clients that write several requests at once. With a server on another machine, it costs nothing.
             def stay_awake() -> None:
                 loop.call_soon(stay_awake)
 
@@ -68,7 +67,7 @@ def _serve(listening: socket.socket, core: int | None) -> None:
 
 @contextmanager
 def canned_server(core: int | None) -> Iterator[str]:
-    """Start the server in another process, on *core* or on any, and yield its base URL."""
+    """Run the server in another process and yield its base URL. It only uses *core*, unless that is None."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
         context = multiprocessing.get_context("fork")
         process = context.Process(target=_serve, args=(listening, core), daemon=True)
@@ -81,7 +80,7 @@ def canned_server(core: int | None) -> Iterator[str]:
 
 
 def two_cores() -> tuple[int, int] | None:
-    """A core for the client and one for the server; None if there is only one, or cores cannot be chosen."""
+    """Return a core for the client and one for the server, or None if the system does not offer two."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     cores = sorted(os.sched_getaffinity(0))

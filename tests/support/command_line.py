@@ -1,4 +1,4 @@
-"""The command line as a process, and the files that its tests give it."""
+"""Runs the command line in a process, and writes its input files."""
 
 import asyncio
 import multiprocessing
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,29 +20,34 @@ SANDBOX_KEY = "pp_test_sandbox"
 JOURNAL = "fleet.csv.rotation.sqlite3"
 
 PRELOADED = [
-    *("aiohttp", "sqlite3", "rich.console", "postpress_async._cli", "postpress_async.sandbox"),
-    *("postpress_async.rotation.report", "tests.support.command_line"),
+    "aiohttp",
+    "sqlite3",
+    "rich.console",
+    "postpress_async._cli",
+    "postpress_async.sandbox",
+    "postpress_async.rotation.report",
+    "tests.support.command_line",
 ]
 TIMEOUT = 60.0
 
-BENT = """
+CLOCK_AHEAD = """
 import sys, time
-clock, ahead = time.time, float(sys.argv.pop(1))
-time.time = lambda: clock() + ahead
+true_time, ahead = time.time, float(sys.argv.pop(1))
+time.time = lambda: true_time() + ahead
 from postpress_async._cli import run
 run()
 """
-"""A program that is the command line, with a clock that is ahead by its first argument, in seconds."""
+"""A program that runs the command line with a clock that is ahead by the first argument, in seconds."""
 
 
 def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """
-    The command in a process of its own.
+    Run the command line with the arguments *words* in a new process.
 
-    The process is forked from one that has imported the package: a new interpreter would take most of a
-    test's time. With *options* other than the environment, such as an input, it is a new interpreter.
+    The process is forked from one that has imported the package, because starting an interpreter would take
+    most of a test's time. With options of `subprocess.run` other than *env*, an interpreter is started.
     """
-    environment = {name: text for name, text in os.environ.items() if not name.startswith("POSTPRESS_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POSTPRESS_")}
     environment |= options.pop("env", {})
     arguments = [str(word) for word in words]
     if not options and "forkserver" in multiprocessing.get_all_start_methods():
@@ -57,7 +63,9 @@ def _run_forked(arguments: list[str], environment: dict[str, str]) -> subprocess
     context.set_forkserver_preload(PRELOADED)
     with TemporaryDirectory() as folder:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = context.Process(target=_work, args=(arguments, environment, os.getcwd(), outputs))
+        process = context.Process(
+            target=_run_command_line, args=(arguments, environment, os.getcwd(), outputs)
+        )
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:
@@ -68,8 +76,10 @@ def _run_forked(arguments: list[str], environment: dict[str, str]) -> subprocess
         return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
-def _work(arguments: list[str], environment: dict[str, str], folder: str, outputs: list[Path]) -> None:
-    """Become the command. Runs in the new process."""
+def _run_command_line(
+    arguments: list[str], environment: dict[str, str], folder: str, outputs: list[Path]
+) -> None:
+    """Set the process up as if it had been started by a shell, and run the command line in it."""
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.chdir(folder)
@@ -82,10 +92,9 @@ def _work(arguments: list[str], environment: dict[str, str], folder: str, output
 
 
 def states(journal: Path) -> dict[str, int]:
-    connection = sqlite3.connect(journal)
-    found = dict(connection.execute("SELECT state, count(*) FROM outcomes GROUP BY state"))
-    connection.close()
-    return found
+    """Return the number of outcomes of each state in *journal*."""
+    with closing(sqlite3.connect(journal)) as connection:
+        return dict(connection.execute("SELECT state, count(*) FROM outcomes GROUP BY state"))
 
 
 def write_fleet(folder: Path, count: int, change: str = "US") -> Path:
@@ -105,4 +114,5 @@ def environment(sandbox: Sandbox) -> dict[str, str]:
 
 
 async def arun(sandbox: Sandbox, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Do what `run` does for *sandbox*, without blocking the event loop."""
     return await asyncio.to_thread(run, *words, env=environment(sandbox), **options)

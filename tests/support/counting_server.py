@@ -1,8 +1,9 @@
 """
-A model of the API that counts: what it was sent under which key, what it applied, and what it answered.
+A model of the API that records each request: its idempotency key, whether it was applied, and the response.
 
-It is the truth that a campaign compares journals with. A request has its own task here, which goes on if the
-client is killed or hangs up: what was sent may still be applied. Every trouble is drawn from a seed.
+A campaign compares journals with these records. Each request is handled by a task of its own, which continues
+if the client is killed or disconnects, because a request that was sent may still be applied. A seed decides
+the faults.
 """
 
 import asyncio
@@ -20,15 +21,15 @@ from postpress_async._http.transport import Response
 from postpress_async.errors import Applied
 
 API_KEY: Final = "pp_test_key_of_the_campaign"
-PAGE: Final = b"<html><body><h1>A page of something in front of the API</h1></body></html>"
+PAGE: Final = b"<html><body><h1>A page of a gateway in front of the API</h1></body></html>"
 
 KEY_TYPE: Final = "errors/missing_credentials"
-"""A 401 that can only be about the API key."""
+"""A 401 that always means that the API key is wrong."""
 GENERIC_TYPE: Final = "errors/invalid_credentials"
-"""A 401 that an account may get too: only its frequency tells that it is about the API key."""
+"""A 401 that may also concern a single account. Only if all accounts get it, the API key is wrong."""
 
 REFUSALS: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429, 501})
-"""Statuses by which an answer says that this request applied nothing, with or without an envelope."""
+"""Statuses that mean that the request was not applied, even without an envelope."""
 REFUSING_TYPES: Final = {
     "errors/provider_error": 500,
     "errors/proxy_error": 502,
@@ -38,20 +39,20 @@ REFUSING_TYPES: Final = {
     "errors/network_down": 503,
     "errors/service_unavailable": 503,
 }
-"""Types of other statuses that say the same."""
+"""Types that mean that the request was not applied, although their statuses alone do not mean it."""
 UNKNOWN_TYPES: Final = {"errors/unexpected_error": 500, "errors/request_timeout": 504}
-"""Types that leave open whether the request was applied."""
+"""Types after which it is unknown whether the request was applied, with their statuses."""
 
 
 @frozen(kw_only=True)
 class Gateway:
     """
-    A page without an envelope, from something in front of the API that knows nothing of idempotency keys.
+    A gateway in front of the API, which responds with an HTML page and does not know idempotency keys.
 
     Attributes:
-        status: Its HTTP status.
-        share: Share of the requests that get it, from 0 to 1.
-        seconds: How long, from the first request of the run.
+        status: The HTTP status of the page.
+        share: Share of the requests that get the page, from 0 to 1; the others reach the API.
+        seconds: Seconds from the first request of a run during which the gateway responds.
     """
 
     status: int
@@ -62,22 +63,26 @@ class Gateway:
 @frozen(kw_only=True)
 class Conditions:
     """
-    What the requests of one run meet. Shares are from 0 to 1; the default is a healthy service.
+    The faults during one run. By default, the API works without faults.
+
+    The shares are from 0 to 1, and refer to the requests of the run. The API checks the API key, then limits
+    the rate, then looks up the idempotency key, and then executes the request.
 
     Attributes:
-        unreachable: Share for which no connection is made.
+        unreachable: Share for which no connection can be opened.
         dropped: Share that is lost on the way to the API.
-        unanswered: Share whose answer is lost on the way back, whatever was done.
-        silent: Of the lost ones, the share for which nothing is heard at all until the attempt times out.
-        throttled: Share that gets a 429 in front of the store of keys.
-        unavailable: Share that gets a listed 503 there.
-        erring: Share that gets an error of `REFUSING_TYPES` or `UNKNOWN_TYPES`, and is not applied.
-        half_done: Share that is applied, and gets an error of `UNKNOWN_TYPES`.
+        unanswered: Share whose response is lost on the way back.
+        silent: Share of the lost requests and responses after which the connection stays open, so that the
+            attempt times out. For the others, the connection is closed.
+        throttled: Share that gets a 429 before the idempotency key is looked up.
+        unavailable: Share that gets a 503 with a listed type before the idempotency key is looked up.
+        erring: Share that is not applied and gets an error of `REFUSING_TYPES` or `UNKNOWN_TYPES`.
+        half_done: Share that is applied but gets an error of `UNKNOWN_TYPES`.
         slow: Share whose execution takes up to 20 s.
-        gateway: The page of something in front of the API; None for nothing.
-        key_fails_after: Requests of the run after which the API key is refused; None if it is accepted.
-        key_error: The type of that refusal.
-        away: Accounts that are disconnected for this run.
+        gateway: A gateway that responds instead of the API, or None.
+        key_fails_after: Number of requests of the run after which the API key is rejected; None for never.
+        key_error: Type of the error response that rejects the API key.
+        disconnected: Accounts that are disconnected during this run.
     """
 
     unreachable: float = 0.0
@@ -92,20 +97,20 @@ class Conditions:
     gateway: Gateway | None = None
     key_fails_after: int | None = None
     key_error: str = KEY_TYPE
-    away: frozenset[str] = frozenset()
+    disconnected: frozenset[str] = frozenset()
 
 
 @frozen(kw_only=True)
 class Traits:
     """
-    What the service is like in all runs of a sequence.
+    The properties of the API that stay the same in all runs.
 
     Attributes:
-        honours_keys: Whether a change is applied once for each Idempotency-Key, or once for each request.
-        stores_errors: Whether an error is replayed under its key, as a success is.
-        looks_up_first: Whether accounts are looked up in front of the store of keys, or behind it.
+        honours_keys: Whether a change is applied once per idempotency key; otherwise, once per request.
+        stores_errors: Whether a request with a known key gets a stored error response, as for successes.
+        looks_up_first: Whether the account is looked up before the idempotency key; otherwise, after it.
         unknown: Accounts that do not exist.
-        unsupported: Accounts whose provider cannot do it.
+        unsupported: Accounts whose provider does not support the change.
         dead_proxies: ``host:port`` of the proxies that do not work.
     """
 
@@ -125,22 +130,22 @@ class Traits:
 @define(eq=False)
 class Request:
     """
-    One request and what became of it.
+    A request, and its outcome. Times are in seconds of the event loop's clock.
 
     Attributes:
-        number: Its place among all requests of the sequence, from 1.
-        run: The run that sent it, from 1.
+        number: Number of the request in all runs, from 1.
+        run: Number of the run that sent it, from 1.
         account_id: The account.
-        key: The Idempotency-Key; None if there was none.
+        key: The idempotency key, or None.
         change: The body.
-        sent_at: Seconds by the loop's clock.
-        applied_at: When its change was applied; None if it was not. A replay applies nothing.
-        is_settled: Whether its fate is decided. Until then it may still be applied.
-        status: Status of the answer; None if it never got one.
-        type: Type of the error answer, if it has an envelope.
-        from_behind: Whether the answer came from behind the store of keys.
-        by_key_check: Whether it is the refusal of the API key.
-        heard: Whether the answer reached the client.
+        sent_at: When the request was sent.
+        applied_at: When the change was applied; None if it was not, such as for a replayed response.
+        is_settled: Whether the API has finished with the request. Until then, it may still be applied.
+        status: Status of the response; None without a response.
+        type: Type of the error response, if it has an envelope.
+        is_after_key_lookup: Whether the response was sent after the idempotency key was looked up.
+        by_key_check: Whether the response rejects the API key.
+        is_received: Whether the response reached the client.
     """
 
     number: int
@@ -153,9 +158,9 @@ class Request:
     is_settled: bool = False
     status: int | None = None
     type: str | None = None
-    from_behind: bool = False
+    is_after_key_lookup: bool = False
     by_key_check: bool = False
-    heard: bool = False
+    is_received: bool = False
 
     @property
     def is_managed(self) -> bool:
@@ -163,35 +168,35 @@ class Request:
 
     @property
     def may_be_applied(self) -> bool:
-        """Whether it was applied, or still may be."""
+        """Whether the request was applied, or still may be."""
         return self.applied_at is not None or not self.is_settled
 
     @property
     def is_refused(self) -> bool:
-        """Whether the answer said that nothing was applied."""
-        return self.heard and (self.status in REFUSALS or self.type in REFUSING_TYPES)
+        """Whether the client received a response which means that nothing was applied."""
+        return self.is_received and (self.status in REFUSALS or self.type in REFUSING_TYPES)
 
     def __str__(self) -> str:
         key = "no key" if self.key is None else f"key ...{self.key[-6:]}"
         applied = "" if self.applied_at is None else f", applied at {self.applied_at:.2f} s"
         if self.status is None:
-            answer = "no answer" if self.is_settled else "still at the server"
+            response = "no response" if self.is_settled else "still at the server"
         else:
-            where = "behind" if self.from_behind else "in front of"
-            answer = f"{self.status} {self.type or ''} from {where} the keys, "
-            answer += "heard" if self.heard else "not heard"
+            when = "after" if self.is_after_key_lookup else "before"
+            response = f"{self.status} {self.type or ''} {when} the key was looked up, "
+            response += "received" if self.is_received else "not received"
         sent = f"request {self.number}, run {self.run}, sent at {self.sent_at:.2f} s"
-        return f"{sent}, {key}, {json.dumps(self.change)}{applied}: {answer}"
+        return f"{sent}, {key}, {json.dumps(self.change)}{applied}: {response}"
 
 
 @frozen
 class Reply:
-    """An answer as the server gives it."""
+    """A response, and what `Request` records about it."""
 
     status: int
     body: bytes
     type: str | None = None
-    from_behind: bool = False
+    is_after_key_lookup: bool = False
     by_key_check: bool = False
     retry_after: str | None = None
 
@@ -199,15 +204,19 @@ class Reply:
 @define(eq=False)
 class CountingServer:
     """
-    The API, as `Traits` and the current `Conditions` say.
+    The API, with `Traits` and the `Conditions` of the current run.
 
     Attributes:
-        run: The run whose requests come now.
+        seed: Seed of the random choices.
+        traits: The properties that stay the same in all runs.
+        latency: Maximum seconds of each way through the network.
+        conditions: The faults of the current run.
+        run: Number of the current run.
         requests: All requests, in the order in which they were sent.
-        by_account: The same for each account.
-        handed_out: Managed proxies handed out to each account.
-        replayed: Requests that got the answer of an earlier one.
-        on_request: Called with the number of requests of this run, at each of them.
+        by_account: The requests of each account.
+        handed_out: Number of managed proxies that each account got.
+        replayed: Number of requests that got a stored response.
+        on_request: Called for each request, with the number of requests of the run so far.
     """
 
     seed: int
@@ -220,87 +229,89 @@ class CountingServer:
     handed_out: Counter[str] = field(factory=Counter, init=False)
     replayed: int = field(default=0, init=False)
     on_request: Callable[[int], object] | None = field(default=None, init=False)
-    _of_run: int = field(default=0, init=False)
-    _began: float = field(default=0.0, init=False)
-    _made: int = field(default=0, init=False)
+    _requests_of_run: int = field(default=0, init=False)
+    _run_started: float = field(default=0.0, init=False)
+    _error_count: int = field(default=0, init=False)
     _stored: dict[tuple[str, str], asyncio.Future[Reply]] = field(factory=dict, init=False)
     _tasks: set[asyncio.Task[Any]] = field(factory=set, init=False)
-    _chance: random.Random = field(init=False)
+    _random: random.Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._chance = random.Random(f"server {self.seed}")
+        self._random = random.Random(f"server {self.seed}")
 
     def begin_run(self, conditions: Conditions) -> None:
-        """The requests that come from now on are those of the next run."""
+        """Start the next run, which all requests from now on belong to."""
         self.run += 1
         self.conditions = conditions
-        self._of_run = 0
+        self._requests_of_run = 0
 
     def sent_in(self, run: int) -> list[Request]:
-        """The requests of one run."""
+        """Return the requests of one run."""
         return [request for request in self.requests if request.run == run]
 
     def may_be_applied(self, account_id: str) -> bool:
-        """Whether anything that was ever sent for the account was applied, or still may be."""
+        """Whether any request for the account was applied, or still may be."""
         return any(request.may_be_applied for request in self.by_account.get(account_id, ()))
 
     async def settle(self) -> None:
-        """Return when nothing is under way here."""
+        """Wait until all requests are finished."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def take(
         self, account_id: str, key: str | None, body: bytes, api_key: str
     ) -> "tuple[Request, asyncio.Task[Reply | None]]":
-        """A request arrives; its answer, or None if that is lost. Cancel the task and nobody is answered."""
+        """Accept a request. The result of the task is the response, or None if the response is lost."""
         now = asyncio.get_running_loop().time()
         request = Request(len(self.requests) + 1, self.run, account_id, key, json.loads(body), now)
         self.requests.append(request)
         self.by_account[account_id].append(request)
-        self._of_run += 1
-        if self._of_run == 1:
-            self._began = now
-        # The conditions are those of its own run, even if it arrives after that run has died.
-        task = asyncio.create_task(self._serve(request, self.conditions, self._of_run, api_key))
+        self._requests_of_run += 1
+        if self._requests_of_run == 1:
+            self._run_started = now
+        # The request keeps the conditions of its run, even if that run is killed before the request arrives.
+        task = asyncio.create_task(self._serve(request, self.conditions, self._requests_of_run, api_key))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if self.on_request is not None:
-            self.on_request(self._of_run)
+            self.on_request(self._requests_of_run)
         return request, task
 
     def draw(self, share: float) -> bool:
-        """True in that share of the calls."""
-        return share > 0 and self._chance.random() < share
+        """Return True with the probability *share*."""
+        return share > 0 and self._random.random() < share
 
-    async def _travel(self) -> None:
-        await asyncio.sleep(self._chance.uniform(0.1, 1.0) * self.latency)
+    async def _delay(self) -> None:
+        await asyncio.sleep(self._random.uniform(0.1, 1.0) * self.latency)
 
     async def _serve(
         self, request: Request, conditions: Conditions, number: int, api_key: str
     ) -> Reply | None:
-        await self._travel()
+        await self._delay()
         reply = None
         if not self.draw(conditions.dropped):
-            reply = self._in_front(request, conditions, number, api_key)
+            reply = self._reply_before_keys(request, conditions, number, api_key)
             if reply is None:
-                reply = await self._behind(request, conditions)
+                reply = await self._reply_after_keys(request, conditions)
             request.status, request.type = reply.status, reply.type
-            request.from_behind, request.by_key_check = reply.from_behind, reply.by_key_check
+            request.is_after_key_lookup, request.by_key_check = reply.is_after_key_lookup, reply.by_key_check
         request.is_settled = True
-        await self._travel()
+        await self._delay()
         if reply is None or self.draw(conditions.unanswered):
             if self.draw(conditions.silent):
-                await asyncio.sleep(600)
+                await asyncio.sleep(600)  # longer than any attempt's timeout
             return None
         return reply
 
-    # --- In front of the store of keys ---
+    # --- Before the idempotency key is looked up ---
 
-    def _in_front(self, request: Request, conditions: Conditions, number: int, api_key: str) -> Reply | None:
+    def _reply_before_keys(
+        self, request: Request, conditions: Conditions, number: int, api_key: str
+    ) -> Reply | None:
         gateway = conditions.gateway
         if (
             gateway is not None
-            and request.sent_at - self._began < gateway.seconds
+            and request.sent_at - self._run_started < gateway.seconds
             and self.draw(gateway.share)
         ):
             return Reply(gateway.status, PAGE)
@@ -311,22 +322,24 @@ class CountingServer:
             return self._error("errors/too_many_requests", 429, retry_after="1")
         if self.draw(conditions.unavailable):
             return self._error(
-                self._chance.choice(["errors/service_unavailable", "errors/network_down"]), 503
+                self._random.choice(["errors/service_unavailable", "errors/network_down"]), 503
             )
-        return self._look_up(request, conditions) if self.traits.looks_up_first else None
+        return self._check_account(request, conditions) if self.traits.looks_up_first else None
 
-    def _look_up(self, request: Request, conditions: Conditions, *, behind: bool = False) -> Reply | None:
+    def _check_account(
+        self, request: Request, conditions: Conditions, *, after_key_lookup: bool = False
+    ) -> Reply | None:
         if request.account_id in self.traits.unknown:
-            return self._error("errors/resource_not_found", 404, behind=behind)
+            return self._error("errors/resource_not_found", 404, after_key_lookup=after_key_lookup)
         if request.account_id in self.traits.unsupported:
-            return self._error("errors/feature_not_implemented", 501, behind=behind)
-        if request.account_id in conditions.away:
-            return self._error("errors/disconnected_account", 401, behind=behind)
+            return self._error("errors/feature_not_implemented", 501, after_key_lookup=after_key_lookup)
+        if request.account_id in conditions.disconnected:
+            return self._error("errors/disconnected_account", 401, after_key_lookup=after_key_lookup)
         return None
 
-    # --- Behind it ---
+    # --- The idempotency key is looked up, and the request executed ---
 
-    async def _behind(self, request: Request, conditions: Conditions) -> Reply:
+    async def _reply_after_keys(self, request: Request, conditions: Conditions) -> Reply:
         if request.key is None or not self.traits.honours_keys:
             return await self._execute(request, conditions)
         identity = request.account_id, request.key
@@ -336,7 +349,7 @@ class CountingServer:
         future = self._stored[identity] = asyncio.get_running_loop().create_future()
         reply = await self._execute(request, conditions)
         if reply.status != 200 and not self.traits.stores_errors:
-            # What was applied is never applied again under this key, whatever the first answer said.
+            # If the change was applied, a repeated request gets a success and does not apply it again.
             if request.applied_at is None:
                 del self._stored[identity]
             else:
@@ -346,22 +359,25 @@ class CountingServer:
         return reply
 
     async def _execute(self, request: Request, conditions: Conditions) -> Reply:
-        await (asyncio.sleep(self._chance.uniform(1, 20)) if self.draw(conditions.slow) else self._travel())
-        if (refusal := self._look_up(request, conditions, behind=True)) is not None:
+        if self.draw(conditions.slow):
+            await asyncio.sleep(self._random.uniform(1, 20))
+        else:
+            await self._delay()
+        if (refusal := self._check_account(request, conditions, after_key_lookup=True)) is not None:
             return refusal
         proxy = request.change.get("proxy")
         if proxy is not None and f"{proxy['host']}:{proxy['port']}" in self.traits.dead_proxies:
-            return self._error("errors/proxy_error", 502, behind=True)
+            return self._error("errors/proxy_error", 502, after_key_lookup=True)
         if self.draw(conditions.erring):
-            type_, status = self._chance.choice([*REFUSING_TYPES.items(), *UNKNOWN_TYPES.items()])
-            if type_ != "errors/proxy_error":  # which would speak against a proxy that works
-                return self._error(type_, status, behind=True)
+            type_, status = self._random.choice([*REFUSING_TYPES.items(), *UNKNOWN_TYPES.items()])
+            if type_ != "errors/proxy_error":  # this proxy works
+                return self._error(type_, status, after_key_lookup=True)
         request.applied_at = asyncio.get_running_loop().time()
         if request.is_managed:
             self.handed_out[request.account_id] += 1
         if self.draw(conditions.half_done):
-            type_, status = self._chance.choice([*UNKNOWN_TYPES.items()])
-            return self._error(type_, status, behind=True)
+            type_, status = self._random.choice([*UNKNOWN_TYPES.items()])
+            return self._error(type_, status, after_key_lookup=True)
         return _patched(request.account_id)
 
     def _error(
@@ -369,26 +385,33 @@ class CountingServer:
         type_: str,
         status: int,
         *,
-        behind: bool = False,
+        after_key_lookup: bool = False,
         by_key_check: bool = False,
         retry_after: str | None = None,
     ) -> Reply:
-        self._made += 1
-        envelope = {"type": type_, "title": "An error", "status": status, "instance": f"req_{self._made:06}"}
-        return Reply(status, json.dumps(envelope).encode(), type_, behind, by_key_check, retry_after)
+        self._error_count += 1
+        envelope = {
+            "type": type_,
+            "title": "An error",
+            "status": status,
+            "instance": f"req_{self._error_count:06}",
+        }
+        return Reply(
+            status, json.dumps(envelope).encode(), type_, after_key_lookup, by_key_check, retry_after
+        )
 
 
 def _patched(account_id: str) -> Reply:
     body = {"object": "AccountPatched", "account_id": account_id}
-    return Reply(200, json.dumps(body).encode(), from_behind=True)
+    return Reply(200, json.dumps(body).encode(), is_after_key_lookup=True)
 
 
-class Wire:
+class CountingTransport:
     """
-    A session's transport to a `CountingServer` in the same loop, in place of aiohttp and a socket.
+    A session's transport to a `CountingServer` in the same event loop, without a network.
 
     Attributes:
-        is_cut: The process at this end was killed: nothing is sent or heard any more.
+        is_cut: Whether the session's process counts as killed, so that it sends and receives nothing more.
     """
 
     def __init__(self, server: CountingServer, api_key: str) -> None:
@@ -397,21 +420,20 @@ class Wire:
         self._api_key: Final = api_key
 
     async def send(self, request: WireRequest, idempotency_key: str | None, timeout: float) -> Response:
-        """See `postpress_async.Transport.send`."""
         if self.is_cut or self._server.draw(self._server.conditions.unreachable):
-            raise errors.ConnectError("no connection: refused by the campaign")
+            raise errors.ConnectError("no connection")
         sent, task = self._server.take(request.account_id, idempotency_key, request.body, self._api_key)
-        # The server's task goes on, whatever ends this one.
+        # `wait` does not cancel the server's task, even if this task is cancelled.
         done, _ = await asyncio.wait({task}, timeout=timeout)
         if not done:
-            raise _unknown(errors.AttemptTimeoutError(f"no answer in {timeout:.3g} s"))
+            raise _unknown(errors.AttemptTimeoutError(f"no response within {timeout:.3g} s"))
         if self.is_cut or (reply := task.result()) is None:
-            raise _unknown(errors.ConnectionLostError("the connection was lost before an answer came"))
-        sent.heard = True
+            raise _unknown(errors.ConnectionLostError("the connection was lost before a response arrived"))
+        sent.is_received = True
         return Response(reply.status, reply.body, reply.retry_after)
 
     async def aclose(self) -> None:
-        """Nothing is open here."""
+        """Do nothing: there is no connection to close."""
 
 
 def _unknown(error: errors.TransportError) -> errors.TransportError:
@@ -420,5 +442,5 @@ def _unknown(error: errors.TransportError) -> errors.TransportError:
 
 
 def change_of(change: Mapping[str, Any]) -> str:
-    """A body in one spelling, to be compared."""
+    """Return the JSON of a body with sorted names, so that bodies can be compared."""
     return json.dumps(change, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Proxies on loopback, and servers that fail as dead proxies do."""
+"""HTTP and SOCKS proxies on loopback, and servers that fail like dead proxies."""
 
 import asyncio
 import base64
@@ -16,7 +16,7 @@ Credentials: TypeAlias = Collection[tuple[str, str]]
 
 @asynccontextmanager
 async def serve(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """Serve connections with *handler*, and yield the port. Connections end with the block."""
+    """Handle connections with *handler*, and yield the port. At the end of the block, they are closed."""
     tasks: set[asyncio.Task[object] | None] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,21 +40,23 @@ async def serve(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIte
 
 
 def closed_port() -> int:
-    """A port on which nothing listens."""
+    """Return a port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port: int = listening.getsockname()[1]
     return port
 
 
-# --- Proxies that work ---
+# --- Working proxies -----------------------------------------------------------------------------
 
 
 def http_proxy(accepted: Credentials = (), established: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> Handler:
+    """Return a proxy for CONNECT, which sends *established* once it has connected to the target."""
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         tokens = [base64.b64encode(f"{user}:{password}".encode()).decode() for user, password in accepted]
         if tokens and not any(f"Proxy-Authorization: Basic {token}\r\n" in head for token in tokens):
-            # Repeats a secret, as an unfriendly proxy may.
+            # Repeat the credentials in the response, because tests check that they are not shown.
             writer.write(f"HTTP/1.1 407 {head.rpartition('Basic ')[2].strip()}\r\n\r\n".encode())
             return
         host, _, port = head.split()[1].rpartition(":")
@@ -64,23 +66,25 @@ def http_proxy(accepted: Credentials = (), established: bytes = b"HTTP/1.1 200 O
 
 
 def socks_proxy(accepted: Credentials = ()) -> Handler:
+    """Return a SOCKS 5 proxy (RFC 1928), with user names and passwords if *accepted* has any (RFC 1929)."""
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         _, count = await reader.readexactly(2)
         methods = await reader.readexactly(count)
-        method = 2 if accepted else 0
-        writer.write(bytes([5, method if method in methods else 255]))
+        method = 2 if accepted else 0  # user name and password, or no authentication
+        writer.write(bytes([5, method if method in methods else 255]))  # 255 means no acceptable method
         if method not in methods:
             return
         if accepted:
             await reader.readexactly(1)
             user = await reader.readexactly((await reader.readexactly(1))[0])
             password = await reader.readexactly((await reader.readexactly(1))[0])
-            refused = (user.decode(), password.decode()) not in accepted
-            writer.write(bytes([1, refused]))
-            if refused:
+            are_wrong = (user.decode(), password.decode()) not in accepted
+            writer.write(bytes([1, are_wrong]))
+            if are_wrong:
                 return
-        kind = (await reader.readexactly(4))[3]
-        if kind == 1:
+        address_type = (await reader.readexactly(4))[3]
+        if address_type == 1:  # IPv4; otherwise a host name
             host = socket.inet_ntoa(await reader.readexactly(4))
         else:
             host = (await reader.readexactly((await reader.readexactly(1))[0])).decode()
@@ -95,10 +99,8 @@ async def _relay(
 ) -> None:
     target_reader, target_writer = await asyncio.open_connection(host, port)
     try:
-        for piece in struct.unpack(
-            f"{len(established)}c", established
-        ):  # byte by byte, as TCP may deliver it
-            writer.write(piece)
+        for byte in established:  # TCP may deliver any number of bytes at once, even a single one
+            writer.write(bytes([byte]))
             await asyncio.sleep(0)
         await asyncio.gather(_copy(reader, target_writer), _copy(target_reader, writer))
     finally:
@@ -115,16 +117,16 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-# --- Servers that fail ---
+# --- Servers that fail ---------------------------------------------------------------------------
 
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Read and never answer."""
+    """Read and never respond."""
     await reader.read()
 
 
 async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Abort the connection with a TCP reset after the first bytes."""
+    """Abort the connection with a TCP reset after the first byte."""
     await reader.read(1)
     no_linger = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
@@ -132,7 +134,7 @@ async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def answer(*replies: bytes, close: bool = True) -> Handler:
-    """Send the next of *replies* whenever something was received, then close the connection or wait."""
+    """Return a server that sends the next of *replies* when it receives data, and finally closes or waits."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for reply in replies:

@@ -1,4 +1,4 @@
-"""Loaded by schemathesis itself, which `test_fuzz` runs: what a schema cannot say about a request."""
+"""A hook of Schemathesis, which `test_fuzz` runs, for a rule that the OpenAPI document cannot express."""
 
 from typing import Any
 from zlib import crc32
@@ -11,9 +11,10 @@ def before_call(
     context: schemathesis.HookContext, case: "schemathesis.Case[Any]", kwargs: dict[str, Any]
 ) -> None:
     """
-    An Idempotency-Key stands for one body: with another it is refused, as the server's own tests show.
+    Make the Idempotency-Key depend on the body.
 
-    So a key that comes up again brings its body along, and is a replay.
+    The server rejects a key that it knows with another body, which the document cannot express. A key that
+    Schemathesis generates twice with the same body is still repeated.
     """
     name = "Idempotency-Key"
     if case.headers and case.headers.get(name):

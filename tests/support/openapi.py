@@ -1,8 +1,8 @@
 """
-The API of the sandbox's server as an OpenAPI 3.1 document, from which the fuzz tests make their requests.
+The API of the sandbox's server as an OpenAPI 3.1 document, from which the fuzz tests generate requests.
 
-It follows the API reference and the quickstart. If these leave something open, such as the range of a port
-or the characters of an id, it describes what the server does.
+It follows the API's reference and quickstart. What they do not specify, such as the range of a port or the
+characters of an id, is as the server implements it.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from postpress_async.sandbox._catalogue import TYPES, UNLISTED
 
 
 def document(envelope: Envelope = "page") -> dict[str, Any]:
-    """The document, with the error schema of *envelope*."""
+    """Return the document, with the error schema of *envelope*."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -36,7 +36,7 @@ def document(envelope: Envelope = "page") -> dict[str, Any]:
 
 
 def _responses() -> dict[str, Any]:
-    """200, every status of the API reference, and the two that it does not list."""
+    """Return the responses for 200, every status of the API's reference, and the statuses in `UNLISTED`."""
     responses = {"200": _response("The account has its new proxy.", {"$ref": "#/components/schemas/Patched"})}
     types: dict[int, list[str]] = {}
     for type_, entry in {**TYPES, **UNLISTED}.items():

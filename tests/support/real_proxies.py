@@ -1,4 +1,4 @@
-"""Tinyproxy, Squid, Dante and microsocks on loopback, each connecting from an address of its own."""
+"""The proxy servers Tinyproxy, Squid, Dante and microsocks, run on loopback."""
 
 import os
 import shutil
@@ -15,18 +15,22 @@ from trustme import LeafCert
 
 USER, PASSWORD = "customer", "hunter2"
 
-_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])  # of daemons in Debian
+_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])  # where Debian installs the servers
 
 
 def requires(binary: str) -> pytest.MarkDecorator:
-    """Skip if *binary* is missing; where the project decides what is installed, it must not be missing."""
-    is_missing = shutil.which(binary, path=_PATH) is None and os.environ.get("CI") != "true"
-    return pytest.mark.skipif(is_missing, reason=f"{binary} is not installed; see .ci/run")
+    """Skip a test if *binary* is missing; in CI, where it must be installed, run and fail the test."""
+    skip = shutil.which(binary, path=_PATH) is None and os.environ.get("CI") != "true"
+    return pytest.mark.skipif(skip, reason=f"{binary} is not installed; see .ci/run")
 
 
 @contextmanager
 def tinyproxy(folder: Path, accepted: Mapping[str, str]) -> Iterator[int]:
-    """An HTTP proxy for the users in *accepted*, with their passwords. Connects from 127.0.0.2."""
+    """
+    Run an HTTP proxy, which connects from 127.0.0.2, and yield its port.
+
+    *accepted* has the password of each user; if it is empty, no credentials are required.
+    """
     users = "".join(f"BasicAuth {user} {password}\n" for user, password in accepted.items())
     settings = "Listen 127.0.0.1\nBind 127.0.0.2\nAllow 127.0.0.1\nMaxClients 500\nLogLevel Error\n"
     port = _free_port()
@@ -38,10 +42,10 @@ def tinyproxy(folder: Path, accepted: Mapping[str, str]) -> Iterator[int]:
 
 @contextmanager
 def squid(certificate: LeafCert) -> Iterator[tuple[int, int]]:
-    """An HTTP proxy for `USER`. Yields its ports for http and https. Connects from 127.0.0.3."""
+    """Run an HTTP proxy for `USER`, which connects from 127.0.0.3, and yield its ports for http and https."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        folder.chmod(0o755)  # Squid gives up the rights of root before it reads its files
+        folder.chmod(0o755)  # Squid reads its files as another user than root
         yield from _squid(folder, certificate)
 
 
@@ -74,7 +78,11 @@ shutdown_lifetime 0 seconds
 
 @contextmanager
 def dante(folder: Path, method: str) -> Iterator[int]:
-    """A SOCKS proxy. Its *method* is ``none``, or ``username`` for users of this machine."""
+    """
+    Run a SOCKS proxy, and yield its port.
+
+    *method* is ``none``, or ``username`` to require the credentials of a user of this machine.
+    """
     port = _free_port()
     path = folder / f"danted-{method}.conf"
     path.write_text(f"""
@@ -92,7 +100,7 @@ socks pass {{ from: 127.0.0.0/8 to: 0.0.0.0/0 }}
 
 @contextmanager
 def microsocks() -> Iterator[int]:
-    """A SOCKS proxy for `USER`. Connects from 127.0.0.5."""
+    """Run a SOCKS proxy for `USER`, which connects from 127.0.0.5, and yield its port."""
     port = _free_port()
     options = f"-i 127.0.0.1 -p {port} -u {USER} -P {PASSWORD} -b 127.0.0.5".split()
     with _started(["microsocks", *options], port):
@@ -100,8 +108,8 @@ def microsocks() -> Iterator[int]:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
     return port
 
 
@@ -109,8 +117,8 @@ def _free_port() -> int:
 def _started(command: Sequence[str | Path], *ports: int) -> Iterator[None]:
     binary = shutil.which(command[0], path=_PATH)
     assert binary is not None, f"{command[0]} is not installed"
-    output = subprocess.DEVNULL
-    with subprocess.Popen([binary, *command[1:]], stdin=output, stdout=output, stderr=output) as process:
+    null = subprocess.DEVNULL
+    with subprocess.Popen([binary, *command[1:]], stdin=null, stdout=null, stderr=null) as process:
         try:
             for port in ports:
                 _wait_until_open(port, process)
@@ -120,7 +128,7 @@ def _started(command: Sequence[str | Path], *ports: int) -> Iterator[None]:
 
 
 def _wait_until_open(port: int, process: "subprocess.Popen[bytes]") -> None:
-    for _ in range(600):
+    for _ in range(600):  # 30 s
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionRefusedError:

@@ -1,4 +1,4 @@
-"""How request bodies were written before cattrs did it: a reference for their bytes."""
+"""An independent implementation of request bodies, from before the package used cattrs for them."""
 
 import json
 from json.encoder import encode_basestring_ascii as quoted
@@ -13,15 +13,18 @@ _converter.register_unstructure_hook(Secret, Secret.reveal)
 
 
 def reference_body(change: ProxyChange) -> bytes:
-    """The body for *change*: of the models by hand, of subclasses by a converter with one hook."""
-    if isinstance(change, CustomProxy):
-        text = '{"proxy":' + (_custom(change) if type(change) is CustomProxy else _any(change)) + "}"
-    else:
-        text = _managed(change) if type(change) is ManagedProxy else _any(change)
+    """Return the body of the request that makes *change*."""
+    if type(change) is CustomProxy:
+        fields = _custom_fields(change)
+    elif type(change) is ManagedProxy:
+        fields = _managed_fields(change)
+    else:  # a subclass
+        fields = json.dumps(_converter.unstructure(change), separators=(",", ":"))
+    text = f'{{"proxy":{fields}}}' if isinstance(change, CustomProxy) else fields
     return text.encode("ascii")
 
 
-def _custom(change: CustomProxy) -> str:
+def _custom_fields(change: CustomProxy) -> str:
     text = f'{{"host":{quoted(change.host)},"port":{change.port}'
     if change.protocol is not None:
         text += f',"protocol":"{change.protocol}"'
@@ -32,13 +35,9 @@ def _custom(change: CustomProxy) -> str:
     return text + "}"
 
 
-def _managed(change: ManagedProxy) -> str:
+def _managed_fields(change: ManagedProxy) -> str:
     if change.ip is None:
         return f'{{"country":"{change.country}"}}'
     if change.country is None:
         return f'{{"ip":{quoted(change.ip)}}}'
     return f'{{"country":"{change.country}","ip":{quoted(change.ip)}}}'
-
-
-def _any(change: ProxyChange) -> str:
-    return json.dumps(_converter.unstructure(change), separators=(",", ":"))

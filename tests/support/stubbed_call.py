@@ -1,4 +1,4 @@
-"""An `UpdateCall` whose transport answers from a list, on an event loop whose clock only a test advances."""
+"""An `UpdateCall` with a stubbed transport, on an event loop whose clock only moves when tests advance it."""
 
 import asyncio
 from collections.abc import Callable
@@ -27,7 +27,7 @@ START = 1000.0
 
 
 class ManualLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock moves only when a test says so."""
+    """An event loop whose clock only moves when a test calls `advance`."""
 
     now = START
 
@@ -43,7 +43,7 @@ def advance(seconds: float) -> None:
 
 
 def answer(status: int, type_: str = "", retry_after: float | None = None) -> Callable[[], ApiError]:
-    """A function that makes such an error, a new one each time."""
+    """Return a function that creates a new error for a response with this status, type and Retry-After."""
     return lambda: ApiError.of(status, Problem(type_), retry_after)
 
 
@@ -51,7 +51,7 @@ BUSY = answer(503, "errors/service_unavailable")
 
 
 class UncountedPacer(Pacer):
-    """A pacer in a known outage: attempts do not count."""
+    """A pacer during an outage that it knows of, so that attempts do not count."""
 
     def release(self, *args: Any) -> bool:
         super().release(*args)
@@ -59,7 +59,7 @@ class UncountedPacer(Pacer):
 
 
 class PatientHooks:
-    """The hooks of a rotation, whose calls wait out outages."""
+    """The hooks of a call of a rotation, which waits for the end of an outage."""
 
     def __init__(self, tracker: CallTracker) -> None:
         self.waits = tracker.child()
@@ -75,17 +75,21 @@ class PatientHooks:
 @define(eq=False)
 class StubApi:
     """
-    A transport that gives one answer after the other, the last one for ever.
+    A transport with prepared responses, which can also make a call.
 
     Attributes:
-        answers: `DONE`, or what makes an error.
-        takes: Seconds of each request.
-        late: Seconds that a call waits before its first attempt.
-        patient: Whether its calls wait out outages, as those of a rotation.
-        counted: Whether its calls' attempts count.
-        made: Requests so far.
-        naps: Backoffs so far, in seconds.
+        answers: Results of the requests: `DONE`, or a function that creates an error. The last repeats.
+        takes: Seconds that each request takes.
+        late: Seconds from the start of the call to its first attempt.
+        patient: Whether the call waits for the end of an outage, like a call of a rotation.
+        counted: Whether attempts count against the policy's number of attempts.
+        pacer: Class of the pacer, unless attempts do not count.
+        change: The change of the call.
+        keys: The idempotency keys of the call.
+        made: Number of requests so far.
+        naps: Seconds of each backoff so far.
         ends: Times at which the requests ended.
+        context: What the call depends on.
     """
 
     answers: list[Any]
@@ -131,20 +135,26 @@ class StubApi:
 
 
 def context_of(transport: Any, pacer: type[Pacer] = Pacer) -> CallContext:
-    """What calls to *transport* share."""
-    made = pacer(Pace(adaptive=False), random=lambda: 0.5)
-    base = URL("http://127.0.0.1:1")
-    return CallContext(transport, Secret(KEY), made, KeyedLock(), CallTracker(), None, base)
+    """Create the context of calls over *transport*."""
+    return CallContext(
+        transport,
+        Secret(KEY),
+        pacer(Pace(adaptive=False), random=lambda: 0.5),
+        KeyedLock(),
+        CallTracker(),
+        observer=None,
+        base_url=URL("http://127.0.0.1:1"),
+    )
 
 
 def play(policy: RetryPolicy, api: StubApi) -> AccountPatched:
-    """The result of one call to *api*, which records the backoffs of *policy*."""
+    """Return the result of one call with *policy*. `StubApi.nap` replaces the backoffs."""
     with asyncio.Runner(loop_factory=ManualLoop) as runner:
         return runner.run(api.call(evolve(policy, sleep=api.nap)))
 
 
 def failed(policy: RetryPolicy, api: StubApi, kind: type[PostPressError] = PostPressError) -> Any:
-    """The error of one call to *api*."""
+    """Return the error of one call with *policy*."""
     with pytest.raises(kind) as caught:
         play(policy, api)
     return caught.value
