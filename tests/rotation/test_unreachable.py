@@ -11,7 +11,7 @@ from attrs import evolve
 from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy, errors
 from postpress_async.errors import Applied
 from postpress_async.rotation import State
-from postpress_async.rotation._failure_monitor import UNREACHED, FailureMonitor
+from postpress_async.rotation._failure_monitor import MAX_FAILED_CONNECTS, FailureMonitor
 from postpress_async.rotation._halt import Halt
 from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.sandbox import Sandbox
@@ -113,7 +113,7 @@ def test_the_sentence_names_host_and_reason(error) -> None:
     met = first_reason(FailureMonitor(Halt()), *[error] * 100)
 
     words = f"{error.args[0]} (20 attempts, none successful): check the base URL and the network"
-    assert met == (UNREACHED, words)
+    assert met == (MAX_FAILED_CONNECTS, words)
 
 
 def _lost() -> errors.PostPressError:
