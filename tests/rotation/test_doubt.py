@@ -20,9 +20,10 @@ from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._database import FIRST_WATERMARK
 from postpress_async.sandbox import Fault, Sandbox
-from tests.rotation.test_rotation_cancelled import cancel, settled
 from tests.support import KEY
 from tests.support.journals import killed, killed_in
+from tests.support.rotations import run_and_cancel as cancel
+from tests.support.rotations import settled_events as settled
 from tests.support.virtual_world import World, in_virtual_time, world
 
 US = ManagedProxy(country="US")
