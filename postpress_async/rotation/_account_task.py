@@ -219,8 +219,8 @@ class AccountTask:
         return MANAGED if self._row.change is None else assignment_of(self._row.change)
 
     def _failed(self, error: PostPressError) -> Outcome:
-        sent = self.attempts or self.in_doubt or self.was_in_doubt
-        if isinstance(error, DeadlineError) and self.waits.ended and not sent:
+        maybe_sent = self.attempts or self.in_doubt or self.was_in_doubt
+        if isinstance(error, DeadlineError) and self.waits.ended and not maybe_sent:
             # The run ended before the account's first attempt.
             return Outcome(*self._row_id, State.SKIPPED, applied=Applied.NO)
         if self.in_doubt or self.was_in_doubt:

@@ -106,8 +106,10 @@ class FailureMonitor:
         """Count a failed attempt. Return the reason to halt, as a sentence; None to continue."""
         if self.connected:
             return None
-        timed_out = isinstance(error, AttemptTimeoutError) and error.applied is Applied.NO
-        if not timed_out and not isinstance(error, ConnectError | TlsError):
+        could_not_connect = isinstance(error, ConnectError | TlsError) or (
+            isinstance(error, AttemptTimeoutError) and error.applied is Applied.NO
+        )
+        if not could_not_connect:
             self.connected = True
             return None
         self._failed_connects += 1

@@ -165,15 +165,8 @@ class RotationInput:
 
         *in_flight* is the concurrency limit, which determines the size of commits; None on a cluster.
         """
-        for name in ("on_unknown", "on_failed"):
-            if (choice := options.get(name, "retry")) not in {"retry", "report"}:
-                raise ValueError(f'{name} must be "retry" or "report", got {choice!r}')
+        _check_journal_options(options)
         every, keep = options.get("every"), options.get("keep")
-        check_count("keep", keep)
-        if every is not None and not every >= 0:
-            raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
-        if not (key_lifetime := options.get("key_lifetime", 1.0)) > 0:
-            raise ValueError(f"key_lifetime must be a number of seconds above 0, got {key_lifetime!r}")
         if path is None:
             if every is not None or keep is not None or self.selection is not None:
                 raise ValueError("every, keep and on require a journal")
@@ -275,8 +268,22 @@ def make_rotation(
     )
 
 
+def _check_journal_options(options: JournalOptions) -> None:
+    for name in ("on_unknown", "on_failed"):
+        choice = options.get(name, "retry")
+        if choice not in {"retry", "report"}:
+            raise ValueError(f'{name} must be "retry" or "report", got {choice!r}')
+    check_count("keep", options.get("keep"))
+    every = options.get("every")
+    if every is not None and not every >= 0:
+        raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
+    key_lifetime = options.get("key_lifetime", 1.0)
+    if not key_lifetime > 0:
+        raise ValueError(f"key_lifetime must be a number of seconds above 0, got {key_lifetime!r}")
+
+
 def _check_pooled(fleet: FleetReader, needs: PoolNeeds) -> None:
-    """Raise `ValueError` unless the rotation's pool provides what the rows of *fleet* need."""
+    """Raise `ValueError` if *fleet* was opened for another pool or none, or if no row would use the pool."""
     if fleet.needs is None:
         raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
     if fleet.needs.columns != needs.columns:

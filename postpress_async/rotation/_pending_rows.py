@@ -89,11 +89,13 @@ class PendingRows:
         self._first: Final = deque(first)
         self._lock: Final = asyncio.Lock()  # an asynchronous generator allows only one anext() at a time
         self._journal: Final = journal
-        # If the input is known to be the same, done rows need not be read one by one.
-        skips_done = callable(source) and journal is not None and journal.check.same_input
         self.hashes: Final = journal.row_hashes() if journal is not None and journal.by_row else None
+        done, skips_done = b"", False
+        if journal is not None and callable(source) and journal.check.same_input:
+            # Rows that are done need not be read and compared.
+            done, skips_done = journal.done(), True
         if callable(source):
-            source = source(journal.done() if skips_done and journal is not None else b"")
+            source = source(done)
         self._rows: Final = source if isinstance(source, Iterator) else None
         self._async_rows: Final = None if isinstance(source, Iterator) else source
         self._entries: Final = _OrdinalLookup(() if journal is None else journal.entries(but_done=skips_done))

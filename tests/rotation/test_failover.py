@@ -235,7 +235,7 @@ async def test_accounts_get_no_proxy_once_all_have_failed_for_the_cool_down() ->
 
 
 async def test_few_requests_are_sent_with_a_dead_proxy() -> None:
-    """2,000 accounts, 20 proxies, 2 of them dead: no account keeps a dead one, and few try one."""
+    """2,000 accounts, 20 proxies, 2 of them dead: no account keeps a dead proxy, and few accounts try one."""
     dead_proxies = DeadProxies(proxy_label(3), proxy_label(11))
     accounts = [f"acc_{n}" for n in range(2000)]
     async with Sandbox(dead_proxies=dead_proxies) as sandbox, sandbox.session(retry=QUICK) as session:

@@ -339,9 +339,7 @@ async def test_account_in_flight_at_a_kill_stays_in_doubt_and_gets_one_managed_p
         first = asyncio.create_task(run(session.rotate({"acc_1": US}, journal=journal)))
         copy = await killed_in(first, sandbox.record, 1, journal)
         await run(session.rotate({"acc_1": US}, journal=copy))
-        assert states_by_account(copy) == {
-            "acc_1": "unknown"
-        }  # the fatal error no_channel does not settle the doubt
+        assert states_by_account(copy) == {"acc_1": "unknown"}
         await run(session.rotate({"acc_1": US}, journal=copy))
 
     assert states_by_account(copy) == {"acc_1": "patched"}
