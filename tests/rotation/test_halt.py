@@ -113,7 +113,7 @@ def test_same_401_for_all_of_a_few_accounts_means_the_key_is_refused() -> None:
         pytest.param([failed("errors/proxy_error", 502)], id="a dead proxy"),
     ],
 )
-def test_another_outcome_contradicts_that_the_key_is_refused(others: list[Outcome]) -> None:
+def test_key_does_not_count_as_refused_if_one_account_got_another_outcome(others: list[Outcome]) -> None:
     monitor = FailureMonitor(Halt())
     first_halt(monitor, iter([*others, failed("errors/expired_credentials", 401)]))
 

@@ -22,6 +22,7 @@ from postpress_async.session import PostPressSession
 from tests.support.command_line import JOURNAL, run, states
 from tests.support.journals import killed
 from tests.support.rotations import query
+from tests.support.rotations import run as run_rotation
 
 pytestmark = pytest.mark.slow
 
@@ -75,28 +76,33 @@ def test_run_is_resumed_although_a_spreadsheet_changed_the_form_of_the_file(fold
 
 EDITS: list[Any] = [
     pytest.param(
-        lambda old: [*old[:5], "acc_x,US", *old[6:]],
+        lambda lines: [*lines[:5], "acc_x,US", *lines[6:]],
         "row 5 is another account: acc_x instead of acc_4; 1 account removed; 1 row more",
         41,
         id="another account",
     ),
-    pytest.param(lambda old: [*old, "acc_x,US", "acc_y,US"], "2 rows more", 42, id="rows appended"),
-    pytest.param(lambda old: old[:-1], "row 40 is not acc_39; 1 account removed", 39, id="last row removed"),
+    pytest.param(lambda lines: [*lines, "acc_x,US", "acc_y,US"], "2 rows more", 42, id="rows appended"),
     pytest.param(
-        lambda old: [old[0], *old[2:]],
+        lambda lines: lines[:-1], "row 40 is not acc_39; 1 account removed", 39, id="last row removed"
+    ),
+    pytest.param(
+        lambda lines: [lines[0], *lines[2:]],
         "row 1 is another account: acc_1 instead of acc_0; 1 account removed",
         40,
         id="first row removed",
     ),
-    pytest.param(lambda old: [old[0], "", *old[1:]], "row 1 is not acc_0", 40, id="blank row"),
+    pytest.param(lambda lines: [lines[0], "", *lines[1:]], "row 1 is not acc_0", 40, id="blank row"),
     pytest.param(
-        lambda old: [old[0], *old[:0:-1]],
+        lambda lines: [lines[0], *lines[:0:-1]],
         "row 1 is another account: acc_39 instead of acc_0",
         40,
         id="order reversed",
     ),
     pytest.param(
-        lambda old: [*old[:30], "acc_29,DE", *old[31:]], "a row has another change", 40, id="other change"
+        lambda lines: [*lines[:30], "acc_29,DE", *lines[31:]],
+        "a row has another change",
+        40,
+        id="other change",
     ),
 ]
 
@@ -111,13 +117,13 @@ def test_unfinished_run_continues_with_an_edited_input(folder, edit, fact, patch
     run(*ROTATE, "--limit", "20")
     write_fleet(folder, "\n".join(edit(lines())) + "\n")
 
-    dry, done, again = run(*ROTATE, "--dry-run"), run(*ROTATE), run(*ROTATE)
+    dry, resumed, repeated = run(*ROTATE, "--dry-run"), run(*ROTATE), run(*ROTATE)
 
-    assert (done.returncode, again.returncode) == (0, 0), done.stderr
-    assert f"the input was edited since the last run: {fact}" in done.stdout
-    assert "edited" not in again.stdout
+    assert (resumed.returncode, repeated.returncode) == (0, 0), resumed.stderr
+    assert f"the input was edited since the last run: {fact}" in resumed.stdout
+    assert "edited" not in repeated.stdout
     assert states(folder / JOURNAL) == {"patched": patched}
-    assert f"the sandbox received {patched - 20} requests" in done.stdout
+    assert f"the sandbox received {patched - 20} requests" in resumed.stdout
     assert f"; {patched - 20} would be sent" in dry.stdout
     assert query(folder / JOURNAL, "SELECT count(DISTINCT account_id) FROM outcomes") == [(patched,)]
 
@@ -283,8 +289,7 @@ def test_complete_run_rejects_another_default_country(folder, country) -> None:
 def test_complete_run_says_first_that_nothing_was_sent_and_when_it_was_completed(folder) -> None:
     pool = pool_options(folder, "a", "b")
     run(*ROTATE, *pool)
-    with closing(sqlite3.connect(JOURNAL)) as connection, connection:
-        connection.execute("UPDATE outcomes SET settled_at = 1795215600 + ordinal")
+    query(folder / JOURNAL, "UPDATE outcomes SET settled_at = 1795215600 + ordinal")
 
     done = run(*ROTATE, *pool, env={"TZ": "UTC"})
 
@@ -311,16 +316,16 @@ def test_unfinished_run_accepts_an_extended_pool_and_then_requires_it(folder) ->
 def test_retry_failed_accepts_another_pool(folder) -> None:
     pool, other = pool_options(folder, "a"), pool_options(folder, "b")
     run(*ROTATE, *pool)
-    with closing(sqlite3.connect(JOURNAL)) as connection, connection:
-        connection.execute(
-            "UPDATE outcomes SET state = 'failed', applied = 'no', status = 404 WHERE ordinal = 0"
-        )
+    query(
+        folder / JOURNAL,
+        "UPDATE outcomes SET state = 'failed', applied = 'no', status = 404 WHERE ordinal = 0",
+    )
 
-    again = run("retry-failed", JOURNAL, "fleet.csv", "--sandbox", *other)
+    retry = run("retry-failed", JOURNAL, "fleet.csv", "--sandbox", *other)
     nightly = run(*ROTATE, *pool)
 
-    assert (again.returncode, nightly.returncode) == (0, 0), again.stderr
-    assert "the sandbox received 1 request" in again.stdout
+    assert (retry.returncode, nightly.returncode) == (0, 0), retry.stderr
+    assert "the sandbox received 1 request" in retry.stdout
 
 
 async def test_entering_a_complete_rotation_with_another_pool_raises(tmp_path, sandbox) -> None:
@@ -332,15 +337,14 @@ async def test_entering_a_complete_rotation_with_another_pool_raises(tmp_path, s
     async with sandbox.session() as session:
         async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("a.example")) as rotation:
             await rotation.run()
-        first = rotation.completed_at
-        async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("a.example")) as again:
-            await again.run()
+        async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("a.example")) as complete:
+            await complete.run()
         with pytest.raises(JournalError, match="had another pool"):
             async with session.rotate(accounts, journal=tmp_path / "j", pool=pool("b.example")):
                 pass
 
-    assert first is None
-    assert again.completed_at is not None
+    assert rotation.completed_at is None
+    assert complete.completed_at is not None
     assert sandbox.record.requests == 4
 
 
@@ -389,22 +393,16 @@ async def killed_run(session: PostPressSession, changes: Changes, journal: Path,
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_killed_run_is_not_resumed_with_another_change(tmp_path, sandbox, form: Form) -> None:
-    """
-    If a managed proxy of another country was requested with the same key, the API would return the first
-    proxy.
-    """
+    """With the same idempotency key, the API would return the proxy of the first country."""
     async with sandbox.session() as session:
         copy = await killed_run(session, form(changes_to(US)), tmp_path / "j", 50)
-        before = sandbox.record.requests
+        requests_before = sandbox.record.requests
 
         with pytest.raises(JournalError, match=r"row 1 \(acc_0\) is another account or asks for another"):
-            async with session.rotate(form(changes_to(DE)), journal=copy) as rotation:
-                await rotation.run()
-        refused = sandbox.record.requests - before
-        async with session.rotate(form(changes_to(US)), journal=copy) as rotation:
-            await rotation.run()
+            await run_rotation(session.rotate(form(changes_to(DE)), journal=copy))
+        assert sandbox.record.requests == requests_before
+        rotation = await run_rotation(session.rotate(form(changes_to(US)), journal=copy))
 
-    assert refused == 0
     assert rotation.summary.states == {State.PATCHED: 200}
 
 

@@ -73,7 +73,7 @@ def test_accounts_wait_until_a_short_failure_of_all_proxies_ends(
     assert api.requests.total() - accounts < 2_500
 
 
-def test_only_the_first_account_fails_if_the_only_proxy_fails_shortly() -> None:
+def test_only_the_first_account_fails_if_the_only_proxy_fails_for_a_short_time() -> None:
     """Only the failure of a second account shows that the proxy is the cause, not the account."""
     api = Api(lambda _host, _account, now: DEAD if 1 <= now < 4 else None)
 
