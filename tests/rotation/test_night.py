@@ -35,6 +35,7 @@ async def test_large_rotation_patches_every_existing_account_despite_faults_and_
     2% provider errors, 1% each of 503 and 504, 0.5% dropped connections; 1% of the accounts do not exist.
     """
     accounts = [f"acc_{number:06}" for number in range(ACCOUNTS)]
+    # The accounts that do not exist in the sandbox's profile "flaky".
     missing = {account for account in accounts if _chances(seed, account)[0] < 0.01}
     dead = {f"p{number}.example.net:8080" for number in range(0, PROXIES, 20)}
     requests_by_proxy: Counter[str] = Counter()
