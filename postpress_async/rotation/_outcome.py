@@ -17,14 +17,13 @@ MANAGED: Final = "managed "
 LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")
 """Start of an assignment that is a proxy of a pool, in journals of older versions."""
 
-
 NO_PROXY_LEFT: Final = "no proxy left"
 """The error type of an account for which the pool had no proxy left."""
 
 KEY_EXPIRED: Final = "idempotency key expired"
 """
-The error type of an account in doubt that is not sent again: without a known key, a second request could
-order a second managed proxy.
+The error type of an account in doubt that is not sent again. The API may have forgotten the idempotency key,
+so a second request could order a second managed proxy.
 """
 
 KEY_LIFETIME: Final = 86_400.0
