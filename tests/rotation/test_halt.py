@@ -43,7 +43,7 @@ def first_halt(monitor: FailureMonitor, outcomes: Iterator[Outcome]) -> tuple[in
         pytest.param("0.4%", 1, id="less than one account counts as one"),
         pytest.param("50%", 100, id="half"),
         pytest.param("100%", 200, id="all"),
-        pytest.param("29%", 58, id="no rounding error"),
+        pytest.param("29%", 58, id="29% of 200"),
         pytest.param(7, 7, id="a number"),
         pytest.param("7", 7, id="a number as text"),
     ],
@@ -174,6 +174,18 @@ def test_canary_fails_exactly_at_its_threshold(failures: Any, bad: int) -> None:
     fewer = bad - 1
     assert first_halt(monitor, outcomes_of(10 - fewer, fewer)) is None
     assert monitor.canary_passed
+
+
+def test_percentage_of_the_canary_is_not_rounded_up_because_of_a_floating_point_error() -> None:
+    """8.8% of 375 accounts is 33 accounts, but is computed as 33.00000000000001."""
+    monitor = FailureMonitor(Halt(failures="8.8%", canary=375))
+    # At most 17 failures among the latest 200 accounts, which is below 8.8% of 200.
+    outcomes = [failed()] * 16 + [patched()] * 342 + [failed()] * 17
+
+    halt = first_halt(monitor, iter(outcomes))
+
+    assert halt is not None
+    assert halt[1].startswith("33 of the canary's 375 accounts failed")
 
 
 def refused_row() -> Outcome:
