@@ -321,7 +321,7 @@ class Coordinator:
             error = remote.unpack_error(packed, call.account_id)
             self._failed[error] = call.number, call.task
             call.hooks.in_flight = False  # stays True on success: a cancellation may precede the result
-            call.hooks.resumable = error if resumable else None
+            call.hooks.error_to_retry = error if resumable else None
             call.fail(error)
         elif not call.done.done():
             call.done.set_result(AccountPatched(call.account_id, (Attempt(1, 0.0, 0.0),) * attempts))

@@ -1,8 +1,8 @@
 """
 One account of a rotation, from its row to its outcome.
 
-A row with a change of its own is one call of the session. A row without one gets a proxy from the pool; if
-that proxy fails, the account gets the next one. Each proxy is a call of its own, under a new idempotency key.
+If the row contains a change, the session is called once. Otherwise the pool provides a proxy. If that proxy
+fails, the account gets another proxy of the pool, in another call with a new idempotency key.
 """
 
 import asyncio
@@ -30,11 +30,11 @@ from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation._rows import Row
 
 STRIKES: Final = 2
-"""Proxy errors after which an account gets another proxy from a healthy pool: one is often transient."""
+"""Proxy errors of one call after which the account gets another proxy. A single error is often transient."""
 
 
 class Update(Protocol):
-    """The only function that a rotation needs from a session."""
+    """The only function of a session that a rotation calls."""
 
     async def __call__(
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: "AccountTask", /
@@ -45,40 +45,42 @@ class Update(Protocol):
 
 @frozen(kw_only=True)
 class AccountContext:
-    """What the accounts of a rotation share."""
+    """The dependencies that all accounts of a rotation share."""
 
     update: Update
     waits: WaitGroup
-    pools: Mapping[Tag, ProxyAllocator]  # for rows without a change, by their tag
+    pools: Mapping[Tag, ProxyAllocator]  # for rows without a change, by the row's tag
     on_backoff: Callable[[bool], object]
     on_attempt_failed: Callable[[PostPressError], object]
-    on_cancelled: Callable[[Outcome], object]  # before `AccountTask.run` raises
-    # Whether a later run may continue this one. If the run ends, accounts that were refused, but would have
-    # been retried, are then skipped instead of failed.
+    on_cancelled: Callable[[Outcome], object]  # called before `AccountTask.run` raises
+    # Whether a later run may continue this one. If so, an account is skipped instead of failed if the end of
+    # the run prevented its next attempt.
     can_resume: bool = True
 
 
 @define(eq=False)
 class AccountTask:
     """
-    Updates one account. It is also what its calls report to: their `CallHooks`.
+    Updates one account, and serves as the `CallHooks` of the account's calls.
 
     The change may have been applied by an earlier run (`was_in_doubt`) or by a request of this run
-    (`in_doubt`), and may yet be applied by one that is `in_flight`. A refusal of a later request ends none of
-    these doubts.
+    (`in_doubt`). A request that is `in_flight` may still apply it. An error response to a later request does
+    not settle whether an earlier request applied the change.
     """
 
     _context: AccountContext
     _row: Row
     _keys: RowKeys
-    in_flight: bool = False  # True before each call, which sets it to False if it reports its attempts
+    # Whether a request may be in flight. True from the start of a call, because a call may report no
+    # attempts; a call that reports them corrects it in `on_call_started`.
+    in_flight: bool = False
     in_doubt: bool = False
     was_in_doubt: bool = False
-    resumable: PostPressError | None = None  # the call's last error if another attempt would have followed
+    error_to_retry: PostPressError | None = None  # the call's last error, if another attempt was to follow
     attempts: int = 0  # requests of the calls that have ended
-    proxy: PooledProxy | None = None  # the latest call's; None if the row has a change of its own
-    _proxy_in_use: bool = False  # the call with it has not ended
-    _first_sent: float = math.inf
+    proxy: PooledProxy | None = None  # proxy of the latest call; None if the row contains a change
+    _proxy_in_use: bool = False  # whether the call with `proxy` is running
+    _first_attempt_at: float = math.inf  # in seconds of the event loop's clock
     _strikes: int = 0
 
     # --- Hooks ---
@@ -95,7 +97,7 @@ class AccountTask:
 
     def on_attempt_started(self, now: float) -> None:
         self.in_flight = True
-        self._first_sent = min(self._first_sent, now)
+        self._first_attempt_at = min(self._first_attempt_at, now)
 
     def on_attempt_failed(self, error: PostPressError) -> None:
         self.in_flight = False
@@ -103,12 +105,12 @@ class AccountTask:
         self._context.on_attempt_failed(error)
 
     def should_give_up(self, error: PostPressError) -> bool:
-        """Note *error*, and return whether the account gets another proxy instead of another attempt."""
-        self.resumable = error
+        """Store *error*, and return whether the account gets another proxy instead of another attempt."""
+        self.error_to_retry = error
         if error.scope is not Scope.PROXY:
             return False
         self._strikes += 1
-        return 0 < self.max_strikes <= self._strikes
+        return self.proxy is not None and self._strikes >= self.max_strikes
 
     @property
     def max_strikes(self) -> int:
@@ -120,25 +122,25 @@ class AccountTask:
     # --- Calls ---
 
     async def run(self) -> Outcome:
-        """Return the outcome. Raises if it is cancelled, or the caller's retry strategy or pool raises."""
+        """Return the outcome. Raises only if cancelled, or if the caller's retry strategy or pool raises."""
         change, keys = self._row.change, self._keys
         self.was_in_doubt = keys.in_doubt
         try:
             if self.was_in_doubt and not isinstance(change, ManagedProxy):
-                # The old key could return a stored error, or name another proxy of the pool; and setting a
-                # custom proxy twice is harmless.
+                # With the old key, the API could replay a stored error response, or the response for another
+                # proxy of the pool. Setting a custom proxy twice is harmless.
                 await keys.renew()
             patched = await (self._try_proxies() if change is None else self._call(change))
             if patched is None:
-                return outcome_without_proxy(*self._position, in_doubt=self.was_in_doubt)
-            return patched_outcome(*self._position, self.attempts, self._elapsed(), self._assignment())
+                return outcome_without_proxy(*self._row_id, in_doubt=self.was_in_doubt)
+            return patched_outcome(*self._row_id, self.attempts, self._elapsed(), self._assignment())
         except PostPressError as error:
             return self._failed(error)
         except BaseException:
             self._context.on_cancelled(self._cancelled())
             raise
         finally:
-            self.resumable = None  # its traceback refers to this frame: a reference cycle
+            self.error_to_retry = None  # break a reference cycle: its traceback refers to this frame
 
     async def _call(self, change: ProxyChange) -> AccountPatched:
         self.in_flight = True
@@ -153,17 +155,17 @@ class AccountTask:
         return patched
 
     async def _try_proxies(self) -> AccountPatched | None:
-        """Try one proxy after the other, and raise the error of the last; None if there was none to try."""
+        """Try one proxy after the other. Raise the last error; return None if the pool had no proxy."""
         account_id, pool = self._row.account_id, self._context.pools[self._row.tag]
         tried = list[PooledProxy]()
         error: PostPressError | None = None
-        failovers = 0  # including proxies that `tried` has forgotten after an outage
+        failovers = 0  # also counts proxies that were removed from `tried` after an outage
         try:
             while True:
                 if pool.must_wait and await self._wait_for(pool):
                     tried.clear()
                 if error is not None and self.waits.ended:
-                    self.resumable = error  # another proxy might have followed
+                    self.error_to_retry = error  # the account would have got another proxy
                     raise error
                 if (proxy := pool.give(account_id, but_not=tried)) is None:
                     if error is not None:
@@ -189,9 +191,9 @@ class AccountTask:
                     raise error
                 tried.append(proxy)
                 failovers += 1
-                self._proxy_in_use, self.resumable = False, None
+                self._proxy_in_use, self.error_to_retry = False, None
         finally:
-            del error  # its traceback refers to this frame: a reference cycle
+            del error  # break a reference cycle: its traceback refers to this frame
 
     async def _wait_for(self, pool: ProxyAllocator) -> bool:
         self.on_backoff(True)
@@ -203,53 +205,53 @@ class AccountTask:
     # --- Outcomes ---
 
     @property
-    def _position(self) -> tuple[int, int | None, str]:
+    def _row_id(self) -> tuple[int, int | None, str]:
         return self._row.ordinal, self._row.line, self._row.account_id
 
     def _elapsed(self) -> float:
         """Seconds since the account's first attempt started; 0 if there was none."""
-        return max(0.0, asyncio.get_running_loop().time() - self._first_sent)
+        return max(0.0, asyncio.get_running_loop().time() - self._first_attempt_at)
 
     def _assignment(self) -> str:
-        """What was asked for: the label of a proxy, or a managed proxy."""
+        """What the account was given: the label of a proxy, or a managed proxy."""
         if self.proxy is not None:
             return self.proxy.label
         return MANAGED if self._row.change is None else assignment_of(self._row.change)
 
     def _failed(self, error: PostPressError) -> Outcome:
-        sent = self.attempts or self.in_doubt or self.was_in_doubt
-        if isinstance(error, DeadlineError) and self.waits.ended and not sent:
+        maybe_sent = self.attempts or self.in_doubt or self.was_in_doubt
+        if isinstance(error, DeadlineError) and self.waits.ended and not maybe_sent:
             # The run ended before the account's first attempt.
-            return Outcome(*self._position, State.SKIPPED, applied=Applied.NO)
+            return Outcome(*self._row_id, State.SKIPPED, applied=Applied.NO)
         if self.in_doubt or self.was_in_doubt:
-            error.applied = Applied.UNKNOWN  # a refusal says nothing about earlier requests
+            error.applied = Applied.UNKNOWN  # an error response says nothing about earlier requests
         return failed_outcome(
-            *self._position,
+            *self._row_id,
             error,
             self._elapsed(),
             attempts=self.attempts,
             assignment=self._assignment(),
-            cut_short=self._context.can_resume and self.waits.ended and error is self.resumable,
+            cut_short=self._context.can_resume and self.waits.ended and error is self.error_to_retry,
             final=not self.in_doubt and not isinstance(self._row.change, ManagedProxy),
         )
 
     def _cancelled(self) -> Outcome:
         if self.in_flight or self.in_doubt or self.was_in_doubt:
             return Outcome(
-                *self._position,
+                *self._row_id,
                 State.UNKNOWN,
-                self.attempts + 1,  # at least: those of the call that was cancelled are not known
+                self.attempts + 1,  # at least: the cancelled call does not report its number of attempts
                 applied=Applied.UNKNOWN,
                 elapsed=self._elapsed(),
                 assignment=self._assignment() if self._proxy_in_use or self._row.change is not None else None,
             )
-        if self.resumable is None:
-            return Outcome(*self._position, State.SKIPPED, self.attempts, applied=Applied.NO)
+        if self.error_to_retry is None:
+            return Outcome(*self._row_id, State.SKIPPED, self.attempts, applied=Applied.NO)
         return failed_outcome(
-            *self._position,
-            self.resumable,
+            *self._row_id,
+            self.error_to_retry,
             self._elapsed(),
-            attempts=self.attempts + len(self.resumable.attempts),
+            attempts=self.attempts + len(self.error_to_retry.attempts),
             assignment=self._assignment(),
             cut_short=True,
         )

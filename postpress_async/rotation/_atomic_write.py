@@ -23,15 +23,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _check_is_regular(target)
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(
+        descriptor, temporary = tempfile.mkstemp(
             prefix=f".{target.name[:64]}.", suffix=".part", dir=target.parent
         )
-        with open(handle, "wb") as file:
+        with open(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-        # The new name is stored in the folder. Some systems cannot open or flush a folder.
+        # Flush the folder too: it stores the new name. Some systems cannot open or flush a folder.
         with suppress(OSError):
             folder = os.open(target.parent, os.O_RDONLY)
             try:
@@ -50,7 +50,7 @@ def _check_is_regular(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except OSError:
-        return  # it does not exist, or creating the file will raise
+        return  # there is no such file, or creating it will raise a clear error
     if stat.S_ISLNK(mode):
         raise RotationError(f"{path} is a symbolic link, which is not followed; name the file itself")
     if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""The names of the columns of fleets and of lists of proxies, and the tags in one of them."""
+"""The column names of fleets and proxy lists, and the tags that name pools."""
 
 import re
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from typing import Final, TypeAlias
 from postpress_async._fields import printable
 
 COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username", "password", "country", "ip")
-"""The columns of a fleet, ``proxy`` is a URL or another form of `read_proxy`."""
+"""The columns of a fleet; ``proxy`` is a URL or another form that `read_proxy` accepts."""
 
 PARTS: Final = COLUMNS[2:7]
 """The columns that can be used instead of ``proxy``."""
 
 TAG: Final = "pool"
-"""The column with the tag of a row's pool, if no other one is named."""
+"""The default name of the column that contains the tag of a row's pool."""
 
 Tag: TypeAlias = str | None
 """The tag of a pool in upper case; None if there is only one pool."""
 
-# Other names of `PARTS`, the most likely first. Without "proxy" in front, they mean a part of a proxy only in
-# a list: the login and the type of a fleet's row may be the account's.
+# Other names of `PARTS`, the most likely first. Without the prefix "proxy", they are recognized only in a
+# proxy list, because in a fleet "login" or "type" may describe the account.
 _PART_NAMES: Final = {
     "host": ("ip", "ipaddress", "hostname", "server", "address", "addr", "endpoint", "gateway"),
     "port": ("portnumber",),
@@ -27,8 +27,8 @@ _PART_NAMES: Final = {
     "username": ("user", "login", "usr", "authuser"),
     "password": ("pass", "pwd", "passwd", "psw", "authpassword", "authpass"),
 }
-# By the form that `plain_name` returns; the last entries are names that spreadsheets use.
 _SEPARATORS: Final = re.compile(r"[\s_-]+")
+# For each name, as in `COLUMNS` or as `plain_name` returns it, the column that it stands for.
 _MEANINGS: Final = {
     **{name: name for name in COLUMNS},
     **{f"proxy{name}": name for name in PARTS},
@@ -45,15 +45,16 @@ _MEANINGS: Final = {
 
 
 def column_of(name: str) -> str | None:
-    """The one of `COLUMNS` that *name* stands for; None if it is unknown."""
+    """Return the column of `COLUMNS` that *name* stands for; None if the name is unknown."""
     return _MEANINGS.get(name) or _MEANINGS.get(plain_name(name))
 
 
 def list_columns(names: Sequence[str]) -> list[str | None]:
     """
-    The one of ``proxy`` and `PARTS` that each of *names* stands for in the header of a list of proxies.
+    Return the meaning of each of *names*, the header of a proxy list: ``proxy``, one of `PARTS`, or None.
 
-    A column with its usual name takes precedence: beside a host, an ip is that of the exit.
+    The usual name of a column takes precedence over its other names. In a list with the column ``host``, for
+    example, ``ip`` is not the host: it is the address from which the proxy sends requests.
     """
     columns: list[str | None] = [
         column if (column := column_of(name)) in {"proxy", *PARTS} else None for name in names
@@ -61,23 +62,23 @@ def list_columns(names: Sequence[str]) -> list[str | None]:
     if "proxy" not in columns:
         plain = [plain_name(name) for name in names]
         for column, others in _PART_NAMES.items():
-            if column not in columns and (name := next((n for n in others if n in plain), None)):
-                columns[plain.index(name)] = column
+            found = next((other for other in others if other in plain), None)
+            if column not in columns and found is not None:
+                columns[plain.index(found)] = column
     return columns
 
 
 def plain_name(name: str) -> str:
-    """*name* as names are compared: in lower case, without ``_``, ``-`` or spaces."""
+    """Return *name* in lower case without ``_``, ``-`` and spaces, so that names can be compared."""
     return _SEPARATORS.sub("", name).lower()
 
 
 def field_of(name: str) -> str:
-    """The name by which a column is found that may be one of `COLUMNS` or not."""
+    """Return the column of `COLUMNS` that *name* stands for; for any other name, its plain name."""
     return column_of(name) or plain_name(name)
 
 
 def may_be_number(column: str) -> bool:
-    """Whether values of *column* may be numbers."""
     return column == "port" or column not in COLUMNS
 
 
@@ -87,5 +88,5 @@ def printable_name(name: str) -> str:
 
 
 def as_tag(text: str) -> str:
-    """The tag that *text* stands for: case and spaces around it do not matter."""
+    """Return the tag that *text* stands for; case and surrounding spaces do not matter."""
     return text.strip().upper()

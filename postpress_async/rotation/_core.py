@@ -28,9 +28,8 @@ from postpress_async.rotation._row_source import RowSource
 from postpress_async.rotation.journal import Journal
 
 _log = logging.getLogger("postpress_async.rotation")
-_event_fields = attrgetter(
-    *(field.name for field in fields(events.AccountSettled))
-)  # takes them from an `Outcome`
+# Returns the attributes of an `Outcome` that an `AccountSettled` event has as well, in their order.
+_event_fields = attrgetter(*(field.name for field in fields(events.AccountSettled)))
 
 
 @define(eq=False, kw_only=True)
@@ -39,17 +38,17 @@ class RotationCore:
 
     halt: Halt
     pools: Pools
-    drain: bool  # whether rows are also taken after the rotation was stopped or halts
+    drain: bool  # whether rows are taken even after the rotation was stopped or has halted
     waits: WaitGroup  # the waits of the calls
     observer: SafeObserver[events.Event] | None
     row_source: RowSource
     outcomes: OutcomeQueue  # over which the caller iterates
     summary: RotationSummary = Factory(RotationSummary)
-    journal: Journal | None = None  # also before it is open
+    journal: Journal | None = None  # None without a journal, and before it is opened
     allocators: dict[Tag, ProxyAllocator] = Factory(dict)  # filled by `open_pools`
     stopping: bool = False  # nothing new is sent
-    error: Exception | None = None  # what ended the rotation
-    _failed: Counter[tuple[str | None, Applied | None]] = Factory(Counter)
+    error: Exception | None = None  # the error that aborted the rotation
+    _failed: Counter[tuple[str | None, Applied | None]] = Factory(Counter)  # by error type and `applied`
     _monitor: FailureMonitor = Factory(lambda core: FailureMonitor(core.halt), takes_self=True)
 
     def open_pools(self) -> None:
@@ -78,7 +77,7 @@ class RotationCore:
                 allocator.resume(accounts, quarantines)
             self._count_quarantined()
 
-    async def room(self) -> None:
+    async def wait_for_journal(self) -> None:
         """Wait while too many outcomes are not on disk yet."""
         if self.journal is not None:
             await self.journal.limit_backlog()
@@ -86,14 +85,14 @@ class RotationCore:
     # --- Outcomes ---
 
     def complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
-        """Record *outcome* unless it is recorded, and halt if necessary."""
+        """Record *outcome* unless it is *recorded* already, and halt if necessary."""
         self._record(outcome, recorded=recorded)
         self._check_halt(outcome)
         if isinstance(outcome.error, SessionClosedError):
-            self.abort(outcome.error)  # all further calls would fail as well
+            self.abort(outcome.error)  # all further calls would fail, too
 
     def publish(self, outcome: Outcome) -> None:
-        """Give *outcome* to the code that iterates, with an error if the account was not patched."""
+        """Hand *outcome* to the code that iterates. If the account was not patched, add an error."""
         if outcome.error is None and outcome.state is not State.PATCHED:
             error = self._not_sent_error(outcome)
             error.account_id, error.scope = outcome.account_id, outcome.scope or error.scope
@@ -103,7 +102,7 @@ class RotationCore:
             self.summary.unconsumed.append(outcome)
 
     def _not_sent_error(self, outcome: Outcome) -> PostPressError:
-        """The error of an account that was not patched, and for which no call raised one."""
+        """Make the error of an account that was not patched although no call raised an error."""
         if outcome.error_type is not None:
             return NotSentError(f"not sent: {outcome.error_type}")
         if self.summary.halted is not None:
@@ -135,13 +134,13 @@ class RotationCore:
         while (pending := await self.row_source.read()) is not None:
             count += 1
             if count % 500 == 0:
-                await asyncio.sleep(0)  # there may be millions, and other tasks must run
+                await asyncio.sleep(0)  # let other tasks run: there may be millions of rows
             outcome = pending.unsent_outcome()
             if pending.recorded:
                 self.summary.states[outcome.state] += 1
             else:
                 self._record(outcome)
-            await self.room()
+            await self.wait_for_journal()
 
     # --- The end ---
 
@@ -166,20 +165,19 @@ class RotationCore:
             self._halt_for(reason)
 
     def _check_halt(self, outcome: Outcome) -> None:
-        tried, reason = self._monitor.tried, self._monitor.observe(outcome)
-        if self.stopping:  # a request in flight may still show that the key is refused
-            if reason is not None and self._monitor.key_refused and not self.summary.key_refused:
+        tried_before = self._monitor.tried
+        reason = self._monitor.observe(outcome)
+        if reason is not None:
+            # Even after the end of sending, a request in flight may show that the API key is refused.
+            if not self.stopping or (self._monitor.key_refused and not self.summary.key_refused):
                 self._halt_for(reason)
-        elif reason is not None:
-            self._halt_for(reason)
-        elif self.row_source.is_open:
-            pass
-        elif self._monitor.canary_passed:
-            self.summary.canary_passed = True
-            self.row_source.open()
-            _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
-        elif self._monitor.tried == tried:
-            self.row_source.extend_canary()
+        elif not self.stopping and not self.row_source.is_open:
+            if self._monitor.canary_passed:
+                self.summary.canary_passed = True
+                self.row_source.open()
+                _log.info("the canary passed: the other accounts follow", extra={"canary": "passed"})
+            elif self._monitor.tried == tried_before:
+                self.row_source.extend_canary()
 
     def _halt_for(self, reason: str) -> None:
         self.summary.halted = reason
@@ -188,7 +186,11 @@ class RotationCore:
         self.end_sending()
 
     def record_end(self, *, failed: bool) -> None:
-        """Halt for reasons that only the whole run shows. *failed* if it ended by an exception."""
+        """
+        Record in the journal how the run ended, and halt for a reason that only the whole run shows.
+
+        *failed* says whether the run ended with an exception.
+        """
         if self.error is None:
             self._record_halt(ended_early=failed or self.summary.stopped or self.summary.halted is not None)
         is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None
@@ -197,7 +199,7 @@ class RotationCore:
 
     def _record_halt(self, *, ended_early: bool) -> None:
         reason = None if self.summary.key_refused else self._monitor.at_end()
-        # A refused key is more important than why the run ended early; an unreachable host is not.
+        # A refused key replaces an earlier reason for the end of the run; an unreachable host does not.
         if reason is not None and (self._monitor.key_refused or not ended_early):
             self._halt_for(reason)
         if (key_error := self._monitor.key_error) is not None:
@@ -206,7 +208,7 @@ class RotationCore:
             self.journal.record_halt(self.summary.halted)
 
     def _reopen(self, error_type: str) -> None:
-        """Have the next run send the accounts that failed only because of the API key."""
+        """Let the next run send the accounts that failed only because of the API key."""
         states = self.summary.states
         for applied, state in ((Applied.NO, State.SKIPPED), (Applied.UNKNOWN, State.UNKNOWN)):
             if count := self._failed[error_type, applied]:

@@ -1,10 +1,10 @@
 """
 The rotation itself: updates each account of the input once.
 
-A bounded number of workers share one iterator over the input, plus one more worker for each account in
-backoff. The input is read only as fast as it is processed, so memory does not grow with its length.
-`AccountTask` updates a single account. Of the session it needs a single function, which tests can replace
-with a stub.
+A limited number of workers, plus one more for each account in backoff, share one iterator over the input. The
+input is read only as fast as it is processed, so memory does not grow with its length. Each worker updates
+one account at a time with an `AccountTask`. The rotation calls only one function of the session, `Update`,
+which tests can replace with a stub.
 """
 
 import asyncio
@@ -34,23 +34,24 @@ from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._row_hashes import RowHashes
 
-UNREAD: Final = 2_000
-"""Outcomes of an `Executor` that may wait until the caller iterates over them: they arrive in groups."""
+EXECUTOR_QUEUE_SIZE: Final = 2_000
+"""Size of the queue of outcomes with an `Executor`, whose outcomes arrive in large groups."""
 
-BACKING_OFF: Final = 10
-"""Accounts that may back off at once for each that may be in flight; bounds the memory used in an outage."""
+BACKING_OFF_PER_IN_FLIGHT: Final = 10
+"""How many accounts may be in backoff for each that may be in flight; limits memory during an outage."""
 
 
 @frozen
 class Engine:
     """
-    What an `Executor` may do with its rotation.
+    The functions and settings of a rotation that its `Executor` uses.
 
     Attributes:
         resize: Changes the number of accounts that may be in flight.
-        rows_on_disk: Awaited before accounts are sent: a later run must recognise their rows.
-        abort: Sends nothing more, and has the rotation raise this error.
-        leaves_doubts: Whether an account that may have been sent is not sent again.
+        rows_on_disk: Returns once the row hashes are on disk. The executor must await it before it sends
+            accounts, so that a later run recognizes their rows.
+        abort: Sends nothing more, and makes the rotation raise the given error.
+        leaves_doubts: Whether an account that may have been sent must not be sent again.
     """
 
     resize: Callable[[int], None]
@@ -60,16 +61,16 @@ class Engine:
 
 
 class Executor(Protocol):
-    """Carries out the calls of a rotation in other processes. Its `update` is the rotation's `Update`."""
+    """Carries out the calls of a rotation in other processes."""
 
     @property
     def update(self) -> Update:
-        """Updates an account."""
+        """The function that updates an account."""
         ...
 
     @property
     def waits(self) -> WaitGroup:
-        """Where the calls wait. When it ends, the other processes start no attempt."""
+        """The group in which the calls wait. When it ends, the other processes start no further attempt."""
         ...
 
     async def start(self, engine: Engine, /) -> None:
@@ -78,9 +79,9 @@ class Executor(Protocol):
 
     async def whole_error(self, error: PostPressError, /) -> PostPressError:
         """
-        Return the error of which *error* has the main facts.
+        Return the complete error; *error* has only its main facts.
 
-        An account's outcome is recorded at once, but shown to the caller with this error.
+        An outcome is recorded at once with *error*, and later handed to the caller with the complete error.
         """
         ...
 
@@ -91,26 +92,28 @@ class Executor(Protocol):
 
 class Rotation:
     """
-    A running rotation, made by ``session.rotate``: enter it with ``async with``, then iterate over its
+    A running rotation, made by ``session.rotate``. Enter it with ``async with``, then iterate over its
     outcomes.
 
     Leaving the block early stops the rotation: nothing new is sent, and requests in flight complete and are
-    journaled. Leaving it by an exception, such as a cancellation, also cancels the requests in flight, whose
-    outcome is then ``unknown``. The next run on the same journal continues from there.
+    journaled. Leaving the block with an exception, such as a cancellation, also cancels the requests in
+    flight; the outcome of their accounts is then ``unknown``. The next run on the same journal continues from
+    there.
 
     Args:
         drain: Whether every row gets an outcome even if the rotation is stopped or halts.
-        executor: Carries out the calls; None if this process does.
+        executor: Carries out the calls; None if this process carries them out.
 
     Attributes:
         summary: The counts so far; final once the block is left.
         total: Number of accounts; None if not known beforehand.
         completed_at: Unix time at which earlier runs completed the last account; None if they left accounts
             to send, if there is no journal, and before the block is entered.
-        next_run_at: Unix time from which the next run is due, if the latest one is complete and *every* was
+        next_run_at: Unix time from which the next run is due, if the latest run is complete and *every* was
             given; otherwise None.
-        input_edit: What is new in the input since an earlier run, such as ``3 rows more``; otherwise None.
-        notes: Internal. What `Journal.begin` stores about the command line.
+        input_edit: How the input differs from that of an earlier run, such as ``3 rows more``; None if it
+            does not differ.
+        notes: Internal. Facts about the command line that `Journal.begin` stores.
     """
 
     def __init__(
@@ -138,7 +141,7 @@ class Rotation:
             waits=waits or WaitGroup(),
             observer=observer,
             row_source=RowSource(halt.canary, limit),
-            outcomes=OutcomeQueue(in_flight if executor is None else UNREAD),
+            outcomes=OutcomeQueue(in_flight if executor is None else EXECUTOR_QUEUE_SIZE),
         )
         self.summary: Final = self._core.summary
         self.total: Final = total
@@ -163,8 +166,9 @@ class Rotation:
         self._group: Final = asyncio.TaskGroup()
         self._row_hashes: RowHashes | None = None
         self._run = ""
-        self._workers = self._backing_off = 0  # workers, and how many of them back off
-        self._publishing = 0  # outcomes that are recorded, and wait for their whole error
+        self._workers = 0
+        self._backing_off = 0  # workers whose account is in backoff
+        self._publishing = 0  # recorded outcomes that still wait for their complete error
         self._entered = False
         self._started_at = 0.0
 
@@ -172,7 +176,7 @@ class Rotation:
 
     @property
     def retrying(self) -> int:
-        """Accounts that are backing off now."""
+        """Number of accounts that are backing off now."""
         return self._backing_off
 
     @property
@@ -235,9 +239,9 @@ class Rotation:
             except BaseExceptionGroup as group:
                 if error is None or group.exceptions != (error,):
                     raise
-                # Nothing else failed, so let the block's own exception through without a group around it.
-            is_whole = kind is None and self._core.error is None
-            if is_whole and self._finite and not self._core.row_source.exhausted:
+                # Nothing else failed: let the block's own exception through without a group around it.
+            has_failed = kind is not None or self._core.error is not None
+            if self._finite and not has_failed and not self._core.row_source.exhausted:
                 await self._core.skip_unread_rows()
         finally:
             self.summary.elapsed = time.monotonic() - self._started_at
@@ -261,7 +265,7 @@ class Rotation:
 
     async def _open(self) -> None:
         """Open the journal, if any, and the input."""
-        self._run = secrets.token_hex(12)  # not in __init__: forked processes must not share it
+        self._run = secrets.token_hex(12)  # not in __init__, so that forked processes do not share it
         self._core.open_pools()
         source, journal = self._input, None
         if self._open_journal is not None:
@@ -272,7 +276,7 @@ class Rotation:
             self.completed_at, self.next_run_at = journal.check.completed_at, journal.check.next_run_at
             journal.begin(self.total, self.notes)
             if self.next_run_at is not None:
-                source = iter(())  # nothing is sent, and the input may be another one
+                source = iter(())  # the next run is not due: send nothing, and do not compare the input
         source, canary = await draw_canary(source, journal, self._core.halt.canary, self.total)
         rows = PendingRows(source, journal, canary)
         self._row_hashes = rows.hashes
@@ -290,8 +294,8 @@ class Rotation:
                 if (pending := await self._core.row_source.next()) is None:
                     break
                 await self._process(pending)
-        # From the input, the journal, the caller's retry strategy or their pool. Errors of accounts are
-        # outcomes.
+        # Raised by the input, the journal, or the caller's retry strategy or pool. An error of an account is
+        # not raised but becomes its outcome.
         except Exception as error:
             self._core.abort(error)
         finally:
@@ -299,18 +303,18 @@ class Rotation:
             self._end_outcomes()
 
     async def _process(self, pending: PendingRow) -> None:
-        """Declare in the journal that the row may be sent, and send it; or complete it if it must not be."""
+        """Declare in the journal that the row may be sent, and send it; or record why it is not sent."""
         row, journal = pending.row, self._core.journal
         if isinstance(row, Refusal):
             await self._complete(refused_outcome(row))
         elif pending.leave_in_doubt or (self._core.drain and self._core.stopping):
-            # A recorded outcome says since when the account is in doubt: keep it.
+            # Keep a recorded outcome: it shows since when the account has been in doubt.
             recorded = pending.leave_in_doubt and pending.recorded
             await self._complete(pending.unsent_outcome(), recorded=recorded)
         else:
             if journal is not None and row.ordinal >= journal.watermark.safe_below:
                 await journal.watermark.advance(row.ordinal)
-            if self._executor is None:  # it awaits this once for many rows
+            if self._executor is None:  # an executor awaits this once for many rows
                 await self._rows_on_disk()
             keys = RowKeys.of(self._run, pending, None if journal is None else journal.record_generation)
             await self._complete(await AccountTask(self._context, row, keys).run())
@@ -332,24 +336,26 @@ class Rotation:
 
     @property
     def _may_start_worker(self) -> bool:
-        return 0 < self._workers < (1 + BACKING_OFF) * self._in_flight and not (
-            self._core.stopping or self._core.row_source.exhausted
-        )
+        # With no worker left, the rotation is about to end.
+        has_room = 0 < self._workers < (1 + BACKING_OFF_PER_IN_FLIGHT) * self._in_flight
+        return has_room and not self._core.stopping and not self._core.row_source.exhausted
 
     # --- Outcomes ---
 
     async def _complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
-        """Record *outcome* unless it is, halt if necessary, and hand it to the code that iterates."""
+        """Record *outcome* unless it is *recorded*, halt if necessary, and hand it to the caller."""
         self._core.complete(outcome, recorded=recorded)
-        await self._core.room()
+        await self._core.wait_for_journal()
         if outcome.error is None or self._executor is None:
             self._core.publish(outcome)
         else:
             self._publishing += 1
-            self._group.create_task(self._publish_whole(self._executor, outcome, outcome.error))
+            self._group.create_task(self._publish_with_whole_error(self._executor, outcome, outcome.error))
         await self._core.outcomes.wait_for_room()
 
-    async def _publish_whole(self, executor: Executor, outcome: Outcome, error: PostPressError) -> None:
+    async def _publish_with_whole_error(
+        self, executor: Executor, outcome: Outcome, error: PostPressError
+    ) -> None:
         try:
             outcome = evolve(outcome, error=await executor.whole_error(error))
         finally:

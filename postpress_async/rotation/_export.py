@@ -1,10 +1,10 @@
 """
 Outcomes as a table for other programs: CSV, JSON Lines or Parquet, in the order of the input.
 
-A spreadsheet executes a cell that begins with ``=``, ``+``, ``-`` or ``@`` as a formula. In CSV, an
-apostrophe is therefore inserted before such a character at the start of a text, and after any character that
-a spreadsheet might take for the end of a cell. The account ``-acc`` becomes ``'-acc``, which is not a valid
-id and so cannot be confused with another account. JSON Lines and Parquet contain all texts unchanged.
+A spreadsheet executes a cell that begins with ``=``, ``+``, ``-`` or ``@`` as a formula. In CSV, such a
+character is therefore preceded by an apostrophe, both at the start of a text and after any character that a
+spreadsheet might read as the end of a cell. The account ``-acc`` becomes ``'-acc``, which is not a valid id
+and so cannot be confused with another account. JSON Lines and Parquet contain all texts unchanged.
 """
 
 import csv
@@ -25,8 +25,8 @@ from postpress_async.rotation.journal._history import Assigned
 from postpress_async.rotation.journal._times import instant
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./:@ -]*")
-_GROUP: Final = 65_536  # rows per row group, which is held in memory
-# Includes the full-width forms, which some spreadsheets treat like the others.
+_ROWS_PER_GROUP: Final = 65_536  # of a Parquet row group, which is held in memory
+# Includes the full-width forms of = + - @, which some spreadsheets also execute.
 _FORMULA: Final = re.compile("(^|[,;|\t\r\n])(\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20\t\r\n'])")
 
 Write: TypeAlias = Callable[[Iterable[Outcome], BinaryIO], None]
@@ -34,15 +34,15 @@ Cells: TypeAlias = Mapping[str, Any]
 """The cells of a row by column."""
 
 
-def _cells_function(moment: Callable[[float], object]) -> Callable[[Outcome], Cells]:
-    """Make the function that returns an outcome's cells, its time as *moment* returns it."""
+def _cells_function(convert_time: Callable[[float], object]) -> Callable[[Outcome], Cells]:
+    """Make the function that returns an outcome's cells; *convert_time* converts its Unix time to a cell."""
     return make_dict_unstructure_fn(
         Outcome,
         own_converter,
         ordinal=override(omit=True),
         elapsed=override(unstruct_hook=partial(round, ndigits=6)),
-        settled_at=override(unstruct_hook=moment),
-        # Not named "proxy", which in a fleet is a column of URLs.
+        settled_at=override(unstruct_hook=convert_time),
+        # Not named "proxy": in a fleet, that column contains proxy URLs.
         assignment=override(rename="proxy_label", unstruct_hook=label_of),
         error=override(omit=True),
     )
@@ -61,7 +61,10 @@ def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
         table.writerow(COLUMNS)
         for outcome in outcomes:
             table.writerow(
-                [_inert(cell) if isinstance(cell, str) else cell for cell in _cells(outcome).values()]
+                [
+                    _without_formulas(cell) if isinstance(cell, str) else cell
+                    for cell in _cells(outcome).values()
+                ]
             )
     finally:
         text.detach()  # keep the caller's file open
@@ -74,8 +77,8 @@ def write_jsonl(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
 
 
 def write_assignments(assignments: Iterable[Assigned], file: BinaryIO, kind: str) -> None:
-    """Write the latest assignment of each account; *kind* is ``csv`` or ``jsonl``."""
-    # With a template, 1,000,000 rows take half the time that they take with `csv` or `json`.
+    """Write the latest assignment of each account. *kind* is ``csv`` or ``jsonl``."""
+    # Formatting with a template takes half as long as the modules `csv` and `json` for 1,000,000 rows.
     cells = dict(zip(Assigned._fields, ("%s", "%s", '"%s"', "%d", '"%s"'), strict=True))
     if kind == "jsonl":
         quote: Callable[[str], str] = json.JSONEncoder().encode
@@ -101,7 +104,7 @@ def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in COLUMNS])
     with parquet.ParquetWriter(file, schema) as writer:
         rows = (_exact_cells(outcome).values() for outcome in outcomes)
-        while group := list(islice(rows, _GROUP)):
+        while group := list(islice(rows, _ROWS_PER_GROUP)):
             columns = zip(schema.types, zip(*group, strict=True), strict=True)
             writer.write_table(arrow.table([arrow.array(cells, kind) for kind, cells in columns], schema))
 
@@ -115,13 +118,13 @@ ENDINGS: Final = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json-lines", ".jsonlines"), "jsonl"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
-"""Formats by the suffix of the file name in lower case; the suffixes of a fleet's formats are included."""
+"""Formats by the lower-case suffix of the file name, including all suffixes that a fleet may have."""
 
 
-def _inert(text: str) -> str:
-    # The first pattern is faster, and matches most texts.
+def _without_formulas(text: str) -> str:
+    # Most texts match `_PLAIN`, which is faster.
     return text if _PLAIN.fullmatch(text) else _FORMULA.sub(r"\1'\2", text)
 
 
 def _csv_text(text: str) -> str:
-    return f'"{text}"' if _PLAIN.fullmatch(text) else '"' + _inert(text).replace('"', '""') + '"'
+    return f'"{text}"' if _PLAIN.fullmatch(text) else '"' + _without_formulas(text).replace('"', '""') + '"'

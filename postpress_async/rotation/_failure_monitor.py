@@ -21,23 +21,26 @@ from postpress_async.rotation._halt import NEVER, Halt, Threshold
 from postpress_async.rotation._outcome import Outcome, State
 
 WINDOW: Final = 200
-"""Latest accounts among which a percentage of failures is counted."""
+"""A percentage threshold counts the failures among this many of the latest accounts."""
 
-FIRST_ANSWERS: Final = 20
-"""If this many accounts are the first to get a response, all with the same 401, the API key is refused."""
+FIRST_RESPONSES: Final = 20
+"""The API key counts as refused if this many accounts get the same 401 before any other response."""
 
-UNREACHED: Final = 20
-"""Failed connection attempts, without any successful one, after which the host is unreachable."""
+MAX_FAILED_CONNECTS: Final = 20
+"""Failed connection attempts, with no successful one, after which the host counts as unreachable."""
 
-UNREACHED_BY_ONE: Final = 5
-"""The same for one account: with few in flight, 20 attempts may take minutes; these take at most 7.5 s."""
+MAX_FAILED_CONNECTS_OF_ACCOUNT: Final = 5
+"""
+The same for the attempts of one account. If few accounts are in flight, 20 attempts may take minutes. With
+the default backoff, 5 attempts take at most 7.5 s.
+"""
 
-PROVE_KEY: Final = {
+TYPES_THAT_PROVE_KEY: Final = {
     type_
     for type_, error in BY_TYPE.items()
     if not issubclass(error, InvalidCredentialsError | ExpiredCredentialsError)
 }
-"""Types of a 401 that is certainly not about the API key, unless its scope is KEY: the API looked further."""
+"""Types of a 401 that the API sends only after it has accepted the API key, unless the scope is KEY."""
 
 
 class FailureMonitor:
@@ -49,7 +52,7 @@ class FailureMonitor:
         connected: Whether an earlier run connected to the host.
 
     Attributes:
-        tried: Accounts that were patched, or whose call ended in an error.
+        tried: Number of accounts that were patched, or whose call ended in an error.
         key_refused: Whether the reason to halt is the API key.
     """
 
@@ -59,15 +62,16 @@ class FailureMonitor:
         self._failed_connects = 0
         self._last_connect_error: PostPressError | None = None
         self._key: Final = ApiKeyMonitor(key_works)
-        self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)  # the failures' scopes; None: patched
-        # Failed accounts of this run by error type: those of each scope, and all with None.
+        # For each of the latest accounts, the scope of its error; None if it was patched.
+        self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)
+        # For each scope, the failed accounts of this run by error type. The key None counts all scopes.
         self._errors: Final = defaultdict[Scope | None, Counter[str]](Counter)
         self.tried: int = 0
         self.key_refused: bool = False
 
     @property
     def canary_passed(self) -> bool:
-        """Whether all accounts of the canary were tried; too many failures would have halted the run."""
+        """Whether all accounts of the canary were tried. Too many failures would have halted the run."""
         return self.tried >= self._halt.canary
 
     def observe(self, outcome: Outcome) -> str | None:
@@ -78,38 +82,44 @@ class FailureMonitor:
             self.key_refused = True
             return reason
         if outcome.is_refused:
-            return None  # its row is invalid, and nothing was sent
+            return None  # the row is invalid, and nothing was sent
         failed = outcome.error is not None
         if not failed and outcome.state is not State.PATCHED:
             return None
         if outcome.state is State.UNKNOWN and not outcome.attempts:
-            return None  # the doubt is an earlier run's, and this run sent nothing
+            return None  # an earlier run may have sent the account, but this run sent nothing
         self.tried += 1
         scope = (outcome.scope or Scope.SERVICE) if failed else None
         self._window.append(scope)
         if scope is not None:
             for key in (scope, None):
                 self._errors[key][outcome.error_type or ""] += 1
-        # A patched account reaches no threshold, except as the last of the canary.
+        # Only a failure can reach a threshold. The canary, however, is judged after its last account.
         return self._reason() if failed or self.tried == self._halt.canary else None
 
     @property
     def key_error(self) -> str | None:
-        """The type of the 401 that all accounts got; None if none, or if the error has scope KEY."""
+        """The type of the 401 that all accounts got; None if they did not, or if the error has scope KEY."""
         return self._key.refusal_type
 
     def attempt_failed(self, error: PostPressError) -> str | None:
         """Count a failed attempt. Return the reason to halt, as a sentence; None to continue."""
         if self.connected:
             return None
-        timed_out = isinstance(error, AttemptTimeoutError) and error.applied is Applied.NO
-        if not timed_out and not isinstance(error, ConnectError | TlsError):
+        could_not_connect = isinstance(error, ConnectError | TlsError) or (
+            isinstance(error, AttemptTimeoutError) and error.applied is Applied.NO
+        )
+        if not could_not_connect:
             self.connected = True
             return None
         self._failed_connects += 1
         self._last_connect_error = error
-        halts = self._failed_connects >= UNREACHED or len(error.attempts) >= UNREACHED_BY_ONE
-        return self._unreachable() if halts else None
+        if (
+            self._failed_connects >= MAX_FAILED_CONNECTS
+            or len(error.attempts) >= MAX_FAILED_CONNECTS_OF_ACCOUNT
+        ):
+            return self._unreachable()
+        return None
 
     def at_end(self) -> str | None:
         """Return why the run counts as halted although all accounts were tried; None if it does not."""
@@ -126,41 +136,54 @@ class FailureMonitor:
         return f"{fact}: check the base URL and the network"
 
     def _reason(self) -> str | None:
+        canary_reason = self._canary_reason() if self.tried == self._halt.canary else None
+        return canary_reason or self._threshold_reason()
+
+    def _canary_reason(self) -> str | None:
         canary = self._halt.canary
-        if self.tried == canary:
-            half = max(1, ceil(canary / 2))
-            for scope, threshold in {None: NEVER, **self._halt.thresholds}.items():
-                errors = self._errors[scope]
-                most = half if threshold == NEVER and scope is None else _accounts(threshold, canary)
-                if errors.total() >= min(most, canary):
-                    return f"{errors.total()} of the canary's {canary} accounts failed{_main(errors, scope)}"
+        # Without a threshold for all scopes together, the canary fails if half of its accounts fail.
+        for scope, threshold in {None: NEVER, **self._halt.thresholds}.items():
+            if scope is None and threshold == NEVER:
+                threshold = max(1, ceil(canary / 2))
+            errors = self._errors[scope]
+            if errors.total() >= min(_failures_at(threshold, canary), canary):
+                return (
+                    f"{errors.total()} of the canary's {canary} accounts failed{_main_cause(errors, scope)}"
+                )
+        return None
+
+    def _threshold_reason(self) -> str | None:
         for scope, threshold in self._halt.thresholds.items():
             errors = self._errors[scope]
-            of_scope = self._window.count(scope)
-            failed = len(self._window) - of_scope if scope is None else of_scope
             if isinstance(threshold, int):
                 if errors.total() >= threshold:
-                    return f"{errors.total()} accounts failed{_main(errors, scope)}, which is the threshold"
-            elif failed >= _accounts(threshold, WINDOW):
+                    cause = _main_cause(errors, scope)
+                    return f"{errors.total()} accounts failed{cause}, which is the threshold"
+                continue
+            with_scope = self._window.count(scope)
+            # The window has None for a patched account. All other entries are failures.
+            failed = len(self._window) - with_scope if scope is None else with_scope
+            if failed >= _failures_at(threshold, WINDOW):
                 latest = f"{failed} of the latest {len(self._window)} accounts failed"
-                return f"{latest}{_main(errors, scope)}; the threshold is {threshold} of {WINDOW}"
+                return f"{latest}{_main_cause(errors, scope)}; the threshold is {threshold} of {WINDOW}"
         return None
 
 
-def _main(errors: Counter[str], scope: Scope | None) -> str:
+def _main_cause(errors: Counter[str], scope: Scope | None) -> str:
     """The main cause of the failures, to append to their number."""
     [(error, count)] = errors.most_common(1)
     cause = f", {'all' if count == errors.total() else f'{count} of them'} with {error}"
     return cause if scope is None else f" because of the {scope}{cause}"
 
 
-def _accounts(threshold: Threshold, of: int) -> float:
-    """The number of failed accounts at which a threshold is reached; a percentage is one of *of* accounts."""
+def _failures_at(threshold: Threshold, accounts: int) -> float:
+    """The number of failures that reaches *threshold*; a percentage refers to this number of *accounts*."""
     if threshold == NEVER:
         return inf
     if isinstance(threshold, int):
         return threshold
-    return max(1, ceil(of * float(threshold.removesuffix("%")) / 100 - 1e-9))
+    rounding_error = 1e-9  # 8.8% of 375 is computed as 33.00000000000001, which must not become 34
+    return max(1, ceil(accounts * float(threshold.removesuffix("%")) / 100 - rounding_error))
 
 
 @define(eq=False)
@@ -168,19 +191,20 @@ class ApiKeyMonitor:
     """
     Detects that the API refuses the API key.
 
-    An error of scope KEY is proof. So is the same 401 that may be about the key, such as
-    ``invalid_credentials``, for each of the first `FIRST_ANSWERS` accounts, or in a shorter run for each
-    account that got a response; unless an account was patched, or got a response that requires a valid key,
-    such as ``disconnected_account``.
+    An error of scope KEY is proof. Other 401s, such as ``invalid_credentials``, may be about the key or about
+    the account. If each of the first `FIRST_RESPONSES` accounts gets the same of these 401s, the key is
+    refused; in a shorter run, if each account with a response gets it. The key is accepted as soon as an
+    account is patched, or gets a response that requires a valid key, such as ``disconnected_account``.
 
     Attributes:
-        refusal_type: The type of these 401s once they have proved it; None after an error of scope KEY.
+        refusal_type: The type of the 401 that all accounts got, once it has proved that the key is refused;
+            None after an error of scope KEY.
     """
 
     _works: bool
     _responses: int = 0  # accounts with a response, before the key is known to work
-    _refused: int = 0  # those of them with a 401 of the common type
-    _type: str | None = None
+    _refused: int = 0  # accounts among them with a 401 of the type `_type`
+    _type: str | None = None  # of the first 401
     refusal_type: str | None = None
 
     def observe(self, outcome: Outcome) -> str | None:
@@ -194,14 +218,20 @@ class ApiKeyMonitor:
             return None  # it may come from a gateway that does not check the key
         if not self._refused:
             self._type = outcome.error_type
-        if outcome.status != 401 or outcome.error_type in PROVE_KEY or outcome.error_type != self._type:
-            self._works = True  # patched, or the error is about the account or its proxy
+        if (
+            outcome.status != 401
+            or outcome.error_type in TYPES_THAT_PROVE_KEY
+            or outcome.error_type != self._type
+        ):
+            self._works = True  # patched, or the error is not about the API key
             return None
         self._refused += 1
-        if self._refused < FIRST_ANSWERS:
+        if self._refused < FIRST_RESPONSES:
             return None
         self.refusal_type = self._type
-        return f"each of the first {FIRST_ANSWERS} accounts was refused with {self._type}: check the API key"
+        return (
+            f"each of the first {FIRST_RESPONSES} accounts was refused with {self._type}: check the API key"
+        )
 
     def at_end(self) -> str | None:
         """Return why the key seems refused at the end of the run, as a sentence; None if it does not."""

@@ -24,21 +24,21 @@ class Refused(Protocol):
 
 R = TypeVar("R", bound=Refused)
 
-LISTED: Final = 50
-"""Kinds of fault that `Faults` lists; rows with other faults are only counted."""
+MAX_KINDS: Final = 50
+"""Kinds of fault that `Faults` lists. Rows with further kinds of fault are only counted."""
 
-_EXAMPLES: Final = 5
+_MAX_LINES: Final = 5  # line numbers that a `Fault` stores
 
 
 @define
 class Fault(Generic[R]):
     """
-    One kind of fault: rows refused for the same reason, with the same advice.
+    One kind of fault: all rows refused for the same reason, with the same advice.
 
     Attributes:
-        first: The first of these rows.
-        count: Number of these rows.
-        lines: The lines of the first five.
+        first: The first of the refused rows.
+        count: Number of refused rows.
+        lines: Line numbers of the first five refused rows.
     """
 
     first: R
@@ -46,7 +46,7 @@ class Fault(Generic[R]):
     lines: list[int | None] = field(factory=list)
 
     def sentence(self, advice: str | None = None) -> str:
-        """Describe the fault, its lines and how to correct it; *advice* replaces the row's own advice."""
+        """Describe the fault, its lines and how to correct it. *advice* replaces the advice of the rows."""
         if self.count == 1 and advice is None:
             return str(self.first)
         lines = ", ".join(str(line) for line in self.lines)
@@ -59,11 +59,11 @@ class Fault(Generic[R]):
 @define
 class Faults(Generic[R]):
     """
-    Refused rows grouped by kind of fault, so that memory and messages stay small.
+    Refused rows, grouped by kind of fault so that memory and messages stay small.
 
     Attributes:
-        count: All refused rows.
-        unlisted: Refused rows whose kind of fault is not listed.
+        count: Number of refused rows.
+        unlisted: Number of refused rows whose kind of fault is not listed.
     """
 
     count: int = 0
@@ -76,12 +76,12 @@ class Faults(Generic[R]):
         kind = refused.column, refused.reason, refused.advice
         fault = self._kinds.get(kind)
         if fault is None:
-            if len(self._kinds) == LISTED:
+            if len(self._kinds) == MAX_KINDS:
                 self.unlisted += 1
                 return
             fault = self._kinds[kind] = Fault(refused)
         fault.count += 1
-        if len(fault.lines) < _EXAMPLES:
+        if len(fault.lines) < _MAX_LINES:
             fault.lines.append(refused.line)
 
     def __iter__(self) -> Iterator[Fault[R]]:

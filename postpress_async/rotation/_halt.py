@@ -13,13 +13,13 @@ Failures: TypeAlias = Threshold | Mapping[str, Threshold]
 
 NEVER: Final = "never"
 SCOPES: Final = (Scope.REQUEST, Scope.ACCOUNT, Scope.PROXY, Scope.SERVICE)
-"""The scopes that can have a threshold. An error of scope KEY halts a rotation in any case."""
+"""The scopes that can have a threshold. An error of scope KEY always halts a rotation."""
 
 _PERCENTAGE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)%")
 
 
 def _to_failures(value: object) -> Failures:
-    """Raise `ValueError` unless *value* is a threshold, or a mapping of scopes to thresholds."""
+    """Convert a threshold, or thresholds by scope as a mapping or a text. Raises `ValueError`."""
     if isinstance(value, str) and "=" in value:
         pairs = [part.partition("=") for part in value.split(",")]
         scopes: Mapping[object, object] = {scope.strip(): limit for scope, _, limit in pairs}
@@ -65,15 +65,15 @@ class Halt:
     had no proxy left, do not count: nothing was sent for them.
 
     Attributes:
-        failures: A percentage of the latest 200 accounts: ``"5%"`` halts the rotation at the tenth failure
-            among the latest 200, even if fewer than 200 are completed. Or a number of failed accounts of this
-            run; or ``"never"``. Or one of these for each scope of errors that is to halt the rotation, as a
-            mapping or as ``"proxy=5%,service=20%"``; the scopes are request, account, proxy and service, and
-            failures of the others do not count.
-        canary: Accounts to send first: drawn evenly from a `Fleet` of known length, otherwise the first ones.
-            The others follow only if fewer than *failures* of the canary failed; a percentage refers to the
-            canary and is at least one account. With ``"never"``, and with thresholds by scope, half of the
-            canary must not fail. 0 for no canary.
+        failures: A percentage of the latest 200 accounts, a number of failed accounts of this run, or
+            ``"never"``. ``"5%"`` halts the rotation at the tenth failure among the latest 200 accounts, even
+            if fewer than 200 are completed. Or thresholds by error scope (request, account, proxy or
+            service), as a mapping or as ``"proxy=5%,service=20%"``; errors of other scopes then do not count.
+        canary: Number of accounts to send first; 0 for no canary. They are drawn evenly from a `Fleet` of
+            known length, and are the first accounts of any other input. The remaining accounts follow only if
+            the canary stays below *failures*; a percentage then refers to the canary, and is at least one
+            account. With ``"never"``, and in addition to thresholds by scope, fewer than half of the canary
+            may fail.
 
     Raises:
         ValueError: An argument is out of range.
@@ -84,13 +84,13 @@ class Halt:
 
     @property
     def thresholds(self) -> dict[Scope | None, Threshold]:
-        """The threshold of each scope that has one; None stands for all scopes together."""
+        """The threshold of each scope that has one. The key None stands for all scopes together."""
         failures = self.failures if isinstance(self.failures, Mapping) else {None: self.failures}
         return {None if scope is None else Scope(scope): limit for scope, limit in failures.items()}
 
 
 def as_halt(halt: Failures | Halt | None) -> Halt:
-    """Convert a threshold to a `Halt`; None gives the default."""
+    """Convert a threshold to a `Halt`; None means the default."""
     if isinstance(halt, Halt):
         return halt
     return Halt() if halt is None else Halt(failures=halt)

@@ -1,4 +1,4 @@
-"""The input of ``session.rotate`` in a uniform form."""
+"""Converts any input of ``session.rotate`` to rows, and creates the rotation."""
 
 import asyncio
 import os
@@ -54,7 +54,7 @@ Changes: TypeAlias = (
 
 
 class JournalOptions(TypedDict, total=False):
-    """The options of ``session.rotate`` that its journal evaluates."""
+    """The options of ``session.rotate`` that are passed on to its journal."""
 
     on_unknown: OnUnknown
     on_failed: OnFailed
@@ -65,7 +65,7 @@ class JournalOptions(TypedDict, total=False):
 
 
 class RotateOptions(JournalOptions, total=False):
-    """The options of ``session.rotate`` that a cluster has as well."""
+    """The options that ``session.rotate`` and a rotation on a cluster have in common."""
 
     journal: str | os.PathLike[str] | None
     halt: str | int | Halt | None
@@ -83,12 +83,13 @@ class RotationInput:
     The rows of a rotation.
 
     Attributes:
-        finite: Whether the rows certainly end, so that each can be recorded even if the run ends early.
+        finite: Whether the number of rows is certainly finite. If so, all rows can be recorded even if the
+            run ends early.
         total: Number of rows; None if not known beforehand.
-        fleet: The input if it is a fleet, which a journal recognizes by a digest. A journal compares the rows
-            of any other input one by one.
-        reread: Returns all rows from the first; None if they can be read only once.
-        selection: The accounts of which these are the rows; None for all.
+        fleet: The input if it is a fleet, which a journal recognizes by a digest; otherwise None, and the
+            journal compares the rows one by one.
+        reread: Returns all rows, from the first; None if they can be read only once.
+        selection: The accounts whose rows these are; None for all accounts.
     """
 
     rows: InputRows
@@ -101,10 +102,11 @@ class RotationInput:
     @classmethod
     def of(cls, changes: Changes, *, pooled: Pooled) -> Self:
         """
-        Convert any input, for the pool or pools of the rotation.
+        Convert any input. *pooled* is the pool of the rotation, or several pools by tag.
 
         Raises `ValueError` if the fleet was opened for another pool, no account would use the pool, a tag has
-        no pool, or a change is wrong; as far as this can be known without consuming *changes*.
+        no pool, or a change is wrong. Pairs are checked only if they are in a collection: checking an
+        iterator would consume it.
         """
         if is_frame(changes):
             changes = Fleet.of(changes, pooled=pooled)
@@ -120,7 +122,7 @@ class RotationInput:
         if isinstance(pairs, AsyncIterable):
             return cls(arows_of(pairs, pooled=pooled), finite=False, total=None)
         read = partial(rows_of, pairs, pooled=pooled)
-        if isinstance(changes, Collection):  # an iterator cannot be checked: this would consume it
+        if isinstance(changes, Collection):
             check_changes(pairs, pooled=pooled)
             if needs is not None:
                 check_pool_is_used(read())
@@ -129,13 +131,13 @@ class RotationInput:
         return cls(read(), finite=total is not None, total=total, reread=read if rereadable else None)
 
     def only(self, selection: Selection | None) -> "RotationInput":
-        """The rows of the accounts in *selection*, which may be filled later; None for all."""
+        """Return only the rows of the accounts in *selection*, which may be filled later; None for all."""
         if selection is None:
             return self
         if self.fleet is not None:
             fleet = self.fleet.only(selection)
             return evolve(self, rows=fleet.rows, total=fleet.counted, fleet=fleet, selection=selection)
-        if selection.accounts is None and selection.run is not None:  # it takes all rows of this input
+        if selection.accounts is None and selection.run is not None:  # selects all rows of this input
             return evolve(self, selection=selection)
 
         takes = selection.takes
@@ -163,15 +165,8 @@ class RotationInput:
 
         *in_flight* is the concurrency limit, which determines the size of commits; None on a cluster.
         """
-        for name in ("on_unknown", "on_failed"):
-            if (choice := options.get(name, "retry")) not in {"retry", "report"}:
-                raise ValueError(f'{name} must be "retry" or "report", got {choice!r}')
+        _check_journal_options(options)
         every, keep = options.get("every"), options.get("keep")
-        check_count("keep", keep)
-        if every is not None and not every >= 0:
-            raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
-        if not (key_lifetime := options.get("key_lifetime", 1.0)) > 0:
-            raise ValueError(f"key_lifetime must be a number of seconds above 0, got {key_lifetime!r}")
         if path is None:
             if every is not None or keep is not None or self.selection is not None:
                 raise ValueError("every, keep and on require a journal")
@@ -208,8 +203,9 @@ class RotationInput:
                 if reread is not None and journal.by_row and journal.check.next_run_at is None:
                     hashes = journal.row_hashes()
                     await hashes.check_all(reread())
-                    # On disk together with the hashes of appended rows, before any of these is sent.
-                    journal.record_total(total)
+                    journal.record_total(
+                        total
+                    )  # with the hashes, it reaches the disk before any new row is sent
                     await hashes.on_disk()
             except BaseException:
                 await journal.aclose()
@@ -237,13 +233,14 @@ def make_rotation(
     **options: Unpack[JournalOptions],
 ) -> Rotation:
     """
-    Create a rotation; see ``session.rotate`` for most arguments and the errors.
+    Create a rotation. See ``session.rotate`` for the errors and for the arguments not listed here.
 
     Args:
-        in_flight: Accounts processed at once, which an *executor* changes.
-        target: Where requests are sent.
-        api_key: The API key, which the journal recognizes; None if only other processes have it.
-        executor: Carries out the calls, if this process does not.
+        in_flight: Accounts processed at once; an *executor* may change the number later.
+        target: The base URL to which requests are sent.
+        api_key: The API key, which the journal compares with that of earlier runs; None if only other
+            processes have it.
+        executor: Carries out the calls; None if this process carries them out.
     """
     check_count("limit", limit)
     selection = Selection.of(on)
@@ -273,8 +270,22 @@ def make_rotation(
     )
 
 
+def _check_journal_options(options: JournalOptions) -> None:
+    for name in ("on_unknown", "on_failed"):
+        choice = options.get(name, "retry")
+        if choice not in {"retry", "report"}:
+            raise ValueError(f'{name} must be "retry" or "report", got {choice!r}')
+    check_count("keep", options.get("keep"))
+    every = options.get("every")
+    if every is not None and not every >= 0:
+        raise ValueError(f"every must be a number of seconds from 0, got {every!r}")
+    key_lifetime = options.get("key_lifetime", 1.0)
+    if not key_lifetime > 0:
+        raise ValueError(f"key_lifetime must be a number of seconds above 0, got {key_lifetime!r}")
+
+
 def _check_pooled(fleet: FleetReader, needs: PoolNeeds) -> None:
-    """Raise `ValueError` unless the pool of the rotation can serve the rows of *fleet*."""
+    """Raise `ValueError` if *fleet* was opened for another pool or none, or if no row would use the pool."""
     if fleet.needs is None:
         raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
     if fleet.needs.columns != needs.columns:
@@ -310,7 +321,7 @@ def _select(selection: Selection, path: str | os.PathLike[str]) -> None:
 
 
 def _survey(fleet: FleetReader, path: str | os.PathLike[str]) -> None:
-    """Read all rows of *fleet* for their digest, if the journal needs it."""
+    """Read all rows of *fleet* to compute their digest, unless the journal does not need it."""
     if fleet.counted is None and known_row_count(path, fleet.digest) is None:
         fleet.survey()
 

@@ -12,26 +12,27 @@ from attrs import Factory, define, field, frozen
 from postpress_async.errors import Applied, PostPressError, Scope
 
 MANAGED: Final = "managed "
-"""The beginning of an assignment that is a managed proxy."""
+"""Start of an assignment that is a managed proxy."""
 
 LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")
-"""The beginning of an assignment in journals of older versions, if it is a proxy of a pool."""
+"""Start of an assignment that is a proxy of a pool, in journals of older versions."""
+
+NO_PROXY_LEFT: Final = "no proxy left"
+"""The error type of an account for which the pool had no proxy left."""
+
+KEY_EXPIRED: Final = "idempotency key expired"
+"""
+The error type of an account in doubt that is not sent again. The API may have forgotten the idempotency key,
+so a second request could order a second managed proxy.
+"""
+
+KEY_LIFETIME: Final = 86_400.0
+"""Default for the seconds that the API is assumed to remember an idempotency key."""
 
 
 def label_of(assignment: str | None) -> str | None:
     """The label of the proxy that an assignment names; None for a managed proxy or no assignment."""
     return None if assignment is None or assignment.startswith(MANAGED) else assignment
-
-
-NO_PROXY_LEFT: Final = "no proxy left"
-"""The error type of an account for which the pool had no proxy left."""
-
-
-KEY_EXPIRED: Final = "idempotency key expired"
-"""The error type of an account in doubt that is not sent again, because that could order a second proxy."""
-
-KEY_LIFETIME: Final = 86_400.0
-"""Default seconds for which the API is assumed to know an idempotency key."""
 
 
 class State(StrEnum):
@@ -40,13 +41,13 @@ class State(StrEnum):
     PATCHED = "patched"
     """The API confirmed the change."""
     FAILED = "failed"
-    """The change was refused and this run applied nothing. See `Outcome.applied` for earlier runs."""
+    """The API refused the change, and this run did not apply it. `Outcome.applied` covers earlier runs."""
     UNKNOWN = "unknown"
-    """The change may have been applied or not."""
+    """The change may or may not have been applied."""
     SKIPPED = "skipped"
     """
-    It was not sent, or got no response about the account before the run ended; or its row was refused. An
-    error of scope KEY says nothing about the account.
+    The row is invalid, the change was not sent, or the run ended before a response about the account came. An
+    error of scope KEY is not about the account, so it also gives this state.
     """
 
 
@@ -58,20 +59,22 @@ class Outcome:
     Attributes:
         ordinal: Position in the input, from 0; the key in the journal.
         line: Line in the input file, from 1; None if the input is not a file.
-        account_id: The account, as in the row; empty if the row has no valid one.
+        account_id: The account, as in the row; empty if the row has no valid account id.
         state: The result.
         attempts: Requests sent for the account in this run; if read from a journal, in all runs.
-        status: HTTP status of the last response; None if there was none.
-        error_type: Type of the last error: the API's, or the name of its class, or why the row was not sent.
+        status: HTTP status of the last response; None if there was no response.
+        error_type: The API's type of the last error, or the name of its class if the API gave none; for a row
+            that was not sent, the reason.
         scope: What the last error is about.
         applied: Whether the change may have been applied; None if patched.
         instance: ID of the failed request, to quote to support.
         elapsed: Seconds from the start of the first attempt in this run to the end, including backoff,
             retries and other proxies; 0 if there was no attempt.
         settled_at: Unix time in seconds at which the account was completed.
-        assignment: What was asked for last: a proxy's label such as ``user@p1.example.net:3128``, or
-            ``managed US`` or ``managed 203.0.113.42``; None if nothing was sent.
-        error: Why it was not patched; None if it was, or if read from a journal, which does not store it.
+        assignment: The proxy that was requested last: its label, such as ``user@p1.example.net:3128``; or
+            ``managed US`` or ``managed 203.0.113.42``. None if nothing was sent.
+        error: Why the account was not patched; None if it was patched. Also None if the outcome was read from
+            a journal, which does not store errors.
     """
 
     ordinal: int
@@ -91,12 +94,12 @@ class Outcome:
 
     @property
     def proxy(self) -> str | None:
-        """The label of the proxy that was used or tried last; None for a managed proxy."""
+        """The label of the custom proxy that was requested last; None if there was none."""
         return label_of(self.assignment)
 
     @property
     def is_refused(self) -> bool:
-        """Whether its row is invalid, so that no run sends it."""
+        """Whether the row is invalid, so that no run sends it."""
         return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
 
 
@@ -127,13 +130,13 @@ def failed_outcome(
     final: bool = False,
 ) -> Outcome:
     """
-    The outcome of an account whose last call ended with *error*, which says whether the change was applied.
+    The outcome of an account whose last call ended with *error*; `error.applied` is about all its requests.
 
     Args:
-        attempts: Requests of all calls; if None, those of *error*.
+        attempts: Requests of all calls of the account; None for only the requests of *error*.
         cut_short: Whether another attempt would have followed if the run had not ended.
-        final: Whether a refusal makes the state `FAILED` even though an earlier run may have applied the
-            change. Otherwise every later run would send the account again.
+        final: Whether an error response makes the state `FAILED` even if the change may have been applied by
+            an earlier run. In the state `UNKNOWN`, every later run would send the account again.
     """
     # Without a response, or with a refused API key, nothing is known about the account.
     undecided = error.status is None or cut_short or error.scope is Scope.KEY
@@ -161,7 +164,11 @@ def failed_outcome(
 def outcome_without_proxy(
     ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
 ) -> Outcome:
-    """The outcome if the pool had no proxy left; *in_doubt* if an earlier run may have sent the account."""
+    """
+    The outcome if the pool had no proxy left.
+
+    *in_doubt* says whether an earlier run may have sent the account.
+    """
     return Outcome(
         ordinal,
         line,
@@ -176,23 +183,23 @@ def outcome_without_proxy(
 @define
 class RotationSummary:
     """
-    The counts of a rotation, including earlier runs on the same journal where not said otherwise.
+    The counts of a rotation. Unless an attribute says "this run", earlier runs on the journal are included.
 
     Attributes:
-        states: Accounts by state.
-        errors: Accounts of this run by error type.
-        resumed: Accounts that earlier runs had completed.
-        attempts: Requests sent in this run.
+        states: Number of accounts by state.
+        errors: Number of accounts of this run by error type.
+        resumed: Number of accounts that earlier runs had completed.
+        attempts: Number of requests sent in this run.
         elapsed: Duration of this run in seconds.
-        halted: Why the run stopped by itself, as a sentence; None if it did not.
-        key_refused: Whether it stopped because the API refused the API key.
-        stopped: Whether `Rotation.stop` was called, or the block was left early.
-        quarantined: Proxies of the pool that are quarantined, whether in this run or before.
-        without_proxy: Accounts of this run for which the pool had no proxy left.
-        refused: Invalid rows in this run.
+        halted: Why this run stopped by itself, as a sentence; None if it did not.
+        key_refused: Whether this run stopped because the API refused the API key.
+        stopped: Whether `Rotation.stop` was called in this run, or the block was left early.
+        quarantined: Number of proxies that are quarantined, no matter in which run they were quarantined.
+        without_proxy: Number of accounts of this run for which the pool had no proxy left.
+        refused: Number of invalid rows in this run.
         canary_passed: Whether this run had a canary, and it passed.
         unconsumed: Outcomes of this run that the caller did not iterate over because it left the block early.
-            Rows that were not taken from the input have none.
+            Rows that were not read from the input have no outcome.
     """
 
     states: Counter[State] = Factory(Counter)
@@ -211,12 +218,12 @@ class RotationSummary:
 
     @property
     def total(self) -> int:
-        """All accounts."""
+        """Number of accounts in all states."""
         return self.states.total()
 
     @property
     def patched(self) -> int:
-        """Accounts that have their new proxy."""
+        """Number of accounts that have their new proxy."""
         return self.states[State.PATCHED]
 
     @property
@@ -235,7 +242,8 @@ class Results(Mapping[str, Outcome]):
     """
     The outcome of each account, by account id, in the order of the changes.
 
-    An outcome other than patched has an `error`, which is what `PostPressSession.update_proxy` would raise.
+    If an account was not patched, its outcome has an `error`: the one that `PostPressSession.update_proxy`
+    would raise.
     """
 
     def __init__(self, outcomes: Mapping[str, Outcome]) -> None:
@@ -262,12 +270,12 @@ class Results(Mapping[str, Outcome]):
 
     @property
     def unknown(self) -> tuple[Outcome, ...]:
-        """Accounts whose change may have been applied: no response came."""
+        """Accounts whose change may or may not have been applied, because no response came."""
         return self._in_state(State.UNKNOWN)
 
     @property
     def skipped(self) -> tuple[Outcome, ...]:
-        """Accounts that got no response, and whose change was certainly not applied."""
+        """Accounts that got no response, and whose change was not applied."""
         return self._in_state(State.SKIPPED)
 
     @property
@@ -277,10 +285,10 @@ class Results(Mapping[str, Outcome]):
 
     def raise_for_failures(self) -> None:
         """
-        Do nothing if every account was patched.
+        Raise an error if an account was not patched.
 
         Raises:
-            ExceptionGroup: Otherwise; it has one `PostPressError` for each other account.
+            ExceptionGroup: It contains one `PostPressError` for each account that was not patched.
         """
         failures: list[PostPressError] = [outcome.error for outcome in self.values() if outcome.error]
         if failures:
@@ -295,7 +303,7 @@ class Results(Mapping[str, Outcome]):
 
 
 def count_outcome(summary: RotationSummary, outcome: Outcome) -> None:
-    """Add an account of this run to *summary*."""
+    """Count the *outcome* of an account of this run in *summary*."""
     summary.states[outcome.state] += 1
     summary.attempts += outcome.attempts
     if outcome.error_type is not None:

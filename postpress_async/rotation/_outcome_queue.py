@@ -30,7 +30,7 @@ class OutcomeQueue:
         return len(self._outcomes) >= self._size
 
     def put(self, outcome: Outcome) -> bool:
-        """Append *outcome*, also if the queue is full. Return False if the reader has left."""
+        """Append *outcome* even if the queue is full. Return False if the reader has left."""
         if self._abandoned:
             return False
         self._outcomes.append(outcome)

@@ -1,4 +1,4 @@
-"""The rows that a run still has to process: the input without the rows that the journal has as done."""
+"""The rows that a run still has to process: those of the input that the journal does not record as done."""
 
 import asyncio
 from collections import deque
@@ -17,7 +17,10 @@ from postpress_async.rotation.journal import Journal
 InputRows: TypeAlias = (
     Iterator[Row | Refusal] | AsyncIterator[Row | Refusal] | Callable[[bytes], Iterator[Row | Refusal]]
 )
-"""The rows of the input; or, like `Fleet.rows`, a function that returns them without those that are done."""
+"""
+The rows of the input. It may also be a function like `FleetReader.rows`, which leaves out the rows whose
+ordinal has a nonzero byte in its argument.
+"""
 
 T = TypeVar("T")
 
@@ -27,13 +30,13 @@ class PendingRow:
     """A row to process."""
 
     row: Row | Refusal
-    maybe_sent: bool = False  # this or an earlier run may have sent it
-    recorded: bool = False  # the journal's outcome stays true as long as the row is not sent again
-    generation: int = 0  # idempotency keys that it has used up
-    leave_in_doubt: bool = False  # it is not sent: it is in doubt, and the operator has to decide
-    key: str | None = None  # begins its keys, if the input was edited while it was in doubt
+    maybe_sent: bool = False  # whether this or an earlier run may have sent it
+    recorded: bool = False  # whether the journal has an outcome that stays true until the row is sent again
+    generation: int = 0  # number of idempotency keys that it has used up
+    leave_in_doubt: bool = False  # whether it is not sent because the operator must settle the doubt
+    key: str | None = None  # prefix of its keys, if the input was edited while the row was in doubt
     in_doubt_since: float | None = None  # Unix time at which an earlier run may have sent it
-    key_expired: bool = False  # the API may have forgotten the key of that request
+    key_expired: bool = False  # whether the API may have forgotten the key of that earlier request
 
     @property
     def is_sendable(self) -> bool:
@@ -71,7 +74,11 @@ def refused_outcome(row: Refusal) -> Outcome:
 
 class PendingRows:
     """
-    Reads the input and leaves out the rows that are done. The rows of *first* come before those of *source*.
+    Reads the input and leaves out the rows that are done.
+
+    Args:
+        source: The input.
+        first: Rows that come before those of *source*, such as a canary.
 
     Attributes:
         hashes: Compares the rows with those of earlier runs; None without a journal, or if the input is
@@ -80,13 +87,15 @@ class PendingRows:
 
     def __init__(self, source: InputRows, journal: Journal | None, first: Iterable[PendingRow] = ()) -> None:
         self._first: Final = deque(first)
-        self._lock: Final = asyncio.Lock()  # an asynchronous generator runs one anext() at a time
+        self._lock: Final = asyncio.Lock()  # an asynchronous generator allows only one anext() at a time
         self._journal: Final = journal
-        # If the input is known to be the same, done rows need not be read one by one.
-        skips_done = callable(source) and journal is not None and journal.check.same_input
         self.hashes: Final = journal.row_hashes() if journal is not None and journal.by_row else None
+        done, skips_done = b"", False
+        if journal is not None and callable(source) and journal.check.same_input:
+            # Rows that are done need not be read and compared.
+            done, skips_done = journal.done(), True
         if callable(source):
-            source = source(journal.done() if skips_done and journal is not None else b"")
+            source = source(done)
         self._rows: Final = source if isinstance(source, Iterator) else None
         self._async_rows: Final = None if isinstance(source, Iterator) else source
         entries = () if journal is None else journal.entries(skip_done=skips_done)
@@ -94,7 +103,11 @@ class PendingRows:
         self._generations: Final = _OrdinalLookup(() if journal is None else journal.generations())
 
     async def next(self) -> PendingRow | None:
-        """Return the next row; None after the last. Raises `JournalError` if the journal has another one."""
+        """
+        Return the next row; None after the last.
+
+        Raises `JournalError` if the row differs from the row that the journal has at its position.
+        """
         if self._first:
             return self._first.popleft()
         while (row := await self._read()) is not None:
@@ -116,7 +129,7 @@ class PendingRows:
         if journal is None or not journal.resumed:
             return PendingRow(row)
         since, recorded = None, False
-        if (entry := self._entries.at(row.ordinal)) is not None:
+        if (entry := self._entries.get(row.ordinal)) is not None:
             account_id, state, recorded, done, settled_at = entry
             if account_id != (row.account_id or ""):
                 raise JournalError(
@@ -127,9 +140,9 @@ class PendingRows:
                 return None
             since = None if state is State.SKIPPED else settled_at
         elif row.ordinal < journal.in_doubt_below:
-            # A run that died may have sent rows up to `in_doubt_below` without recording them.
+            # An earlier run that was killed may have sent rows below `in_doubt_below` without recording them.
             since = journal.in_doubt_since(row.ordinal)
-        generation, key = self._generations.at(row.ordinal) or (0, None)
+        generation, key = self._generations.get(row.ordinal) or (0, None)
         is_managed = isinstance(row, Row) and isinstance(row.change, ManagedProxy)
         expired = is_managed and since is not None and since < journal.keys_expired_before
         return PendingRow(
@@ -145,13 +158,13 @@ class PendingRows:
 
 
 class _OrdinalLookup(Generic[T]):
-    """Finds values in a stream sorted by ordinal; the ordinals asked for must ascend as well."""
+    """Looks up values in a stream sorted by ordinal. Each call of `get` must pass a higher ordinal."""
 
     def __init__(self, values: Iterable[tuple[int, T]]) -> None:
         self._values = iter(values)
         self._next = next(self._values, None)
 
-    def at(self, ordinal: int) -> T | None:
+    def get(self, ordinal: int) -> T | None:
         while self._next is not None and self._next[0] < ordinal:
             self._next = next(self._values, None)
         return None if self._next is None or self._next[0] != ordinal else self._next[1]

@@ -1,4 +1,4 @@
-"""What the pool of a rotation needs from the rows that get their proxies from it."""
+"""The columns and tags that a pool needs in each row that gets its proxy from the pool."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias, Union
@@ -9,25 +9,26 @@ from postpress_async._fields import printable
 from postpress_async.models import FieldError
 from postpress_async.rotation._column_names import TAG, Tag, as_tag
 
-if TYPE_CHECKING:  # it reads lists of proxies by the package of fleets, which imports this module
+if TYPE_CHECKING:  # a circular import: `_pool` reads proxy lists with `_fleet`, which imports this module
     from postpress_async.rotation._pool import ProxyPool
 
 Pooled: TypeAlias = Union[bool, "PoolNeeds", "ProxyPool", Mapping[str, "ProxyPool"]]
-"""A pool, or several by tag; True for one without templates, and False for none."""
+"""A pool, or several pools by tag, or their needs; True for one pool without templates, False for no pool."""
 
-_SHOWN: Final = 10  # tags in a message
+_MAX_TAGS_SHOWN: Final = 10  # in a message
+_MAX_FIELD_LENGTH: Final = 256  # characters of a field that a template contains
 
 
 @frozen
 class PoolNeeds:
-    """What a pool, or several tagged pools, need from each row that gets its proxy from them."""
+    """What a pool, or several tagged pools, need in each row that gets its proxy from them."""
 
-    columns: Mapping[Tag, tuple[str, ...]]  # columns in the templates of a pool, by its tag
+    columns: Mapping[Tag, tuple[str, ...]]  # for each pool by its tag, the columns that its templates contain
     by: str | None = None  # the column that contains the tag; None if there is only one pool
 
     @classmethod
     def of(cls, pooled: Pooled, by: str = TAG) -> "PoolNeeds | None":
-        """Return the needs of *pooled*, whose tags are in the column *by*; None if it is False."""
+        """Return the needs of *pooled*; None if it is False. The column *by* contains the tags."""
         if pooled is False or isinstance(pooled, PoolNeeds):
             return pooled or None
         if isinstance(pooled, Mapping):
@@ -36,16 +37,16 @@ class PoolNeeds:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns that are needed. They choose the proxy, and do not order a managed one."""
+        """All columns that are needed. They select a proxy of the pool and do not order a managed proxy."""
         names = {self.by} if self.by else set[str]()
         return tuple(sorted(names.union(*self.columns.values())))
 
     def tag_of(self, fields: Mapping[str, str]) -> Tag:
-        """The tag of a row. Raises `FieldError` if no pool has it, or the pool needs another field."""
+        """Return the tag of a row. Raises `FieldError` if no pool has the tag, or if a field is missing."""
         tag = None
         if self.by is not None:
             tag = as_tag(fields.get(self.by, ""))
-            tags = ", ".join(sorted(filter(None, self.columns))[:_SHOWN])
+            tags = ", ".join(sorted(filter(None, self.columns))[:_MAX_TAGS_SHOWN])
             if not tag:
                 raise FieldError(self.by, f"{self.by} missing", f"it must name a pool, such as {tags}")
             if tag not in self.columns:
@@ -54,7 +55,10 @@ class PoolNeeds:
         for name in self.columns[tag]:
             if not (field := fields.get(name)):
                 raise FieldError(name, f"{name} missing", "a template of the pool contains it: fill it in")
-            if not field.isprintable() or len(field) > 256:
-                advice = "a template of the pool contains it: it must be up to 256 printable characters"
+            if not field.isprintable() or len(field) > _MAX_FIELD_LENGTH:
+                advice = (
+                    "a template of the pool contains it: it must be up to "
+                    f"{_MAX_FIELD_LENGTH} printable characters"
+                )
                 raise FieldError(name, f"{name} not usable", advice)
         return tag

@@ -1,8 +1,8 @@
 """
-A proxy as text: a line of a list, or the cell ``proxy`` of a table.
+Parses a proxy written as text: a line of a proxy list, or a cell of the column ``proxy``.
 
-It is ``host:port``, ``host:port:user:password``, ``user:password@host:port`` or a URL, with IPv6 addresses in
-brackets. Only URLs are percent-decoded; in the other forms a password is used unchanged.
+The forms are ``host:port``, ``host:port:user:password``, ``user:password@host:port`` and a URL, with IPv6
+addresses in brackets. Only URLs are percent-decoded; in the other forms a password is used unchanged.
 """
 
 import re
@@ -16,14 +16,14 @@ _FOUR_PARTS: Final = re.compile(r"(\[[^]]*\]|[^:@]+):([0-9]+):([^:]*):(.*)", re.
 _FORMS: Final = "write host:port, host:port:user:password, user:password@host:port or a URL"
 
 _HOST: Final = r"(?P<host>\[[^]]+\]|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*)"
-_NAMED_HOST: Final = _HOST.replace(")*)", ")+)")  # has a dot, so it is not a user name
-# Frequent mistakes, and the form that was meant.
+_HOST_WITH_DOT: Final = _HOST.replace(")*)", ")+)")  # the dot shows that it is not a user name
+# Frequent mistakes, and advice that names the correct form.
 _MISTAKES: Final = {
     re.compile(pattern, re.DOTALL): advice
     for pattern, advice in {
         _SCHEME.pattern + _HOST + r":[0-9]+:[^:]+:.+": "write SCHEME://user:password@host:port, or "
         "host:port:user:password without the scheme",
-        rf"[^:@]+:[^:@]+:{_NAMED_HOST}:[0-9]+": "write user:password@host:port",
+        rf"[^:@]+:[^:@]+:{_HOST_WITH_DOT}:[0-9]+": "write user:password@host:port",
         rf"{_HOST}:[0-9]+@[^:@]+:.+": "write user:password@host:port",
         rf"{_HOST}[\s;|]+[0-9]+(?:[\s;|].*)?": "put colons between the parts: host:port:user:password",
         rf"{_HOST}:[0-9]+[\s;|,]+[^:]+:.+": "write host:port:user:password",
@@ -35,8 +35,9 @@ def read_proxy(text: str) -> CustomProxy:
     """
     Parse a proxy in any form.
 
-    ``a:1:b@c:2`` matches two forms. The one whose host has a dot or is an IPv6 address is used. If that is
-    true of both or neither, the text is refused, because part of a password might be used as a host.
+    ``a:1:b@c:2`` matches two forms: the host is ``a`` or ``c``. The host is the one that has a dot or is an
+    IPv6 address. If that is true of both or neither, the text is refused, because otherwise part of a
+    password might be used as a host.
     """
     text = text.strip()
     try:
@@ -49,7 +50,7 @@ def read_proxy(text: str) -> CustomProxy:
 
 
 def custom_proxy(host: str, port: int, username: str, password: str, protocol: str = "") -> CustomProxy:
-    """Create the proxy with these texts, of which all but the host may be empty."""
+    """Create a proxy from texts, which may be empty except for *host*."""
     return CustomProxy(
         host=host,
         port=port,
@@ -70,19 +71,19 @@ def _read_without_scheme(text: str) -> CustomProxy:
     address = address.removesuffix("/")
     four = _FOUR_PARTS.fullmatch(text)
     if four and at and _is_address(address) and not _has_four_parts(four[1], address):
-        four = None
+        four = None  # the text is user:password@host:port
     if four:
         host, port, username, password = four.groups()
         return custom_proxy(without_brackets(host), read_port(port), username, password)
     if at:
         username, _, password = credentials.partition(":")
         return custom_proxy(*split_host_port(address), username, password)
-    _refuse_other_forms(text)
+    _check_may_be_address(text)
     return custom_proxy(*split_host_port(address), "", "")
 
 
 def _has_four_parts(host: str, address: str) -> bool:
-    """Whether a line is ``host:port:user:password`` although it could be ``user:password@address``."""
+    """Whether a text that matches both forms is ``host:port:user:password``, not ``user:password@host``."""
     if not is_host(without_brackets(host)):
         return False
     host_is_complete, address_is_complete = (bool(re.search(r"[.\[]", text)) for text in (host, address))
@@ -91,7 +92,8 @@ def _has_four_parts(host: str, address: str) -> bool:
     return host_is_complete
 
 
-def _refuse_other_forms(text: str) -> None:
+def _check_may_be_address(text: str) -> None:
+    """Raise `FieldError` if *text*, which contains no ``@``, cannot be ``host:port``."""
     parts = text.split(":")
     if text.startswith("[") or len(parts) < 3:
         if "," in text and len(parts) == 1:

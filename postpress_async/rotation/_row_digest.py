@@ -1,4 +1,4 @@
-"""The digest by which a later run recognizes the same input: ordinals, accounts and changes."""
+"""A digest of ordinals, accounts and changes, so that a later run can recognize the same input."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class KnownInput(Protocol):
         ...
 
     def rows(self) -> Iterable[Row | Refusal]:
-        """All rows, from the first."""
+        """Return all rows, from the first."""
         ...
 
 
@@ -31,14 +31,14 @@ def text_of(row: Row | Refusal) -> bytes:
     """
     Return bytes that are unique to the row's account and change.
 
-    They contain passwords: hash them and do not store them.
+    The bytes contain passwords: hash them, and never store them.
     """
     if isinstance(row, Refusal):
         text = f"{row.account_id or ''}\0refused"
     elif row.change is None:
         text = f"{row.account_id}\0pool" + (f"\0{json.dumps([row.tag, row.fields])}" if row.fields else "")
     elif isinstance(change := row.change, CustomProxy):
-        # Hosts and numbers cannot contain a NUL; user names and passwords can contain anything.
+        # A user name may contain the separator NUL, so its length precedes it. The password comes last.
         username = "" if change.username is None else f"{len(change.username)} {change.username}"
         password = "" if change.password is None else f"+{change.password.reveal()}"
         address = f"{change.host}\0{change.port}\0{change.protocol or ''}"
@@ -49,7 +49,7 @@ def text_of(row: Row | Refusal) -> bytes:
 
 
 class RowsDigest:
-    """SHA-256 of rows, which does not depend on the format of their file or its other columns."""
+    """SHA-256 of rows. It does not depend on the format of the file or on columns that are not used."""
 
     def __init__(self) -> None:
         self._hash: Final = hashlib.sha256()

@@ -8,7 +8,7 @@ from attrs import define, field
 from postpress_async.rotation._pending_rows import PendingRow
 
 KeepGeneration: TypeAlias = Callable[[int, int], Awaitable[None]]
-"""Returns once it is stored that the row at an ordinal uses keys of a generation."""
+"""Called with an ordinal and a generation; returns once the journal has stored the generation of that row."""
 
 
 @define(eq=False)
@@ -16,11 +16,12 @@ class RowKeys:
     """
     The idempotency keys of one row, derived from the run, the row's ordinal and a generation.
 
-    If the input of a run is edited, accounts in doubt keep the token and the ordinal that they had.
-
     A resumed run therefore uses the same keys for requests that were in flight, and the API does not execute
-    them twice. A new generation is stored on disk before its key is used. Otherwise a resumed run would reuse
-    an older key: a managed change could be executed twice, and a custom one could get an old stored error.
+    them twice. If the input is edited between the runs, an account in doubt keeps its key prefix although its
+    ordinal changes.
+
+    A new generation is stored on disk before its key is used. Otherwise a resumed run would reuse an older
+    key: a managed change could be executed twice, and a custom change could get a stored error response.
     """
 
     prefix: str  # start of each key
@@ -31,7 +32,7 @@ class RowKeys:
 
     @classmethod
     def of(cls, run: str, pending: PendingRow, keep: KeepGeneration | None) -> Self:
-        """The keys of a row in the *run*; *keep* is None without a journal."""
+        """Return the keys of a row in the run with the token *run*; *keep* is None without a journal."""
         ordinal = pending.row.ordinal
         prefix = pending.key or f"{run}-{ordinal:x}"
         return cls(prefix, pending.generation, ordinal, keep, in_doubt=pending.maybe_sent)

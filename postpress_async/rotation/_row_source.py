@@ -1,7 +1,8 @@
 """
-The rows that the workers of a rotation take: first the canary's, then the others in the input's order.
+The rows that the workers of a rotation take: first those of the canary, then the others in input order.
 
-The canary of a fleet is drawn evenly from all rows that are left; that of any other input are its first rows.
+The canary of a fleet is drawn evenly from all rows that are left to send. The canary of any other input
+consists of its first rows.
 """
 
 import asyncio
@@ -14,8 +15,8 @@ from postpress_async.rotation._pending_rows import InputRows, PendingRow, Pendin
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
 
-_NOT: Final = bytes([1]).ljust(256, b"\0")
-"""Translates 0 to 1, and any other byte to 0."""
+_INVERTED: Final = bytes([1]).ljust(256, b"\0")
+"""A table for `bytes.translate` that maps 0 to 1, and any other byte to 0."""
 
 
 class RowSource:
@@ -23,13 +24,14 @@ class RowSource:
     Gives each worker its next row, until the rotation stops.
 
     Args:
-        canary: Rows that go first. All other workers wait until `open` is called.
-        limit: Rows that may be taken in this run, not counting those that are not sent; None for no limit.
+        canary: Number of rows that go first. After them, workers wait until `open` is called.
+        limit: Number of rows that may be taken in this run, not counting rows that are not sent; None for no
+            limit.
 
     Attributes:
-        read: Reads the next row; None after the last. Set it before the first worker starts.
+        read: Returns the next row; None after the last. Set it before the first worker starts.
         exhausted: Whether the last row was read.
-        is_open: Whether all workers may take rows: the canary has passed, or is empty.
+        is_open: Whether all workers may take rows, because the canary has passed or is empty.
     """
 
     read: Callable[[], Awaitable[PendingRow | None]]
@@ -46,7 +48,7 @@ class RowSource:
 
     async def next(self) -> PendingRow | None:
         """
-        Return the next row; None after the last, at the limit, or if `close` was called meanwhile.
+        Return the next row; None after the last, at the limit, or if `close` is called meanwhile.
 
         Errors of the input pass through.
         """
@@ -59,11 +61,12 @@ class RowSource:
             pending = await self.read()
         except asyncio.CancelledError:
             if not task.cancelling():
-                # The input raised it. Passed on, it would look like the end of the input.
+                # The input raised it. If it were passed on, it would look like the end of the input.
                 raise RuntimeError(
                     "the input raised CancelledError although the rotation was not cancelled: "
                     "the remaining rows were not read"
                 ) from None
+            # `close` cancels the task once. Any other cancellation must be passed on.
             if not self._closed or task.uncancel():
                 raise
             return None
@@ -77,7 +80,7 @@ class RowSource:
         return pending
 
     async def _may_take(self) -> bool:
-        """Wait while only the canary may be sent, and others send it. False if the limit is reached."""
+        """Wait while other workers have all rows of the canary. Return False if the limit is reached."""
         while not self.is_open and self._canary_left == 0:
             self._changed.clear()
             await self._changed.wait()
@@ -89,21 +92,21 @@ class RowSource:
         return True
 
     def extend_canary(self) -> None:
-        """Add a row to the canary, in place of one for which no request was sent."""
+        """Add a row to the canary, to replace a row for which no request was sent."""
         self._canary_left += 1
         self._changed.set()
 
     def open(self) -> None:
-        """Let all workers take rows: the canary has passed, or there are no more rows."""
+        """Let all workers take rows, because the canary has passed or there are no more rows."""
         self.is_open = True
         self._changed.set()
 
     def close(self) -> None:
-        """Wake all workers that wait for a row: the input may never give another."""
+        """End the wait of all workers that wait for a row: the input may never give another."""
         self._closed = True
         for task in tuple(self._waiting):
             if task is asyncio.current_task():
-                # The input itself stops the rotation, and may still return a row.
+                # The input itself has stopped the rotation, and may still return a row.
                 task.get_loop().call_soon(self._cancel_if_waiting, task)
             else:
                 task.cancel()
@@ -119,27 +122,27 @@ async def draw_canary(
     """
     Draw *count* rows from the *total* rows of *source*, and declare in the journal that they may be sent.
 
-    Return the source without these rows, and these rows: none if the input can only be read in its order. The
-    seed is the number of the run: each night has other rows, and the draw can be repeated.
+    Return the remaining source and the canary's rows. If the input can only be read in its order, no rows are
+    drawn. The seed is the number of the run, so each run draws other rows and each draw can be repeated.
     """
     if not callable(source) or total is None or not count:
         return source, []
-    rows_but, done = source, b""
+    rows_except, done = source, b""
     if journal is not None and journal.resumed:
         if not journal.check.same_input:
-            return source, []  # its rows have to be compared in their order
+            return source, []  # the rows must be compared with the journal in their order
         done = journal.done()
     seed = 0 if journal is None else journal.number
     ordinals = await asyncio.to_thread(draw, count, total, done, seed)
 
     def others(done: bytes) -> Iterator[Row | Refusal]:
-        return rows_but(_marked(done.ljust(total, b"\0"), ordinals, 1))
+        return rows_except(_marked(done.ljust(total, b"\0"), ordinals, 1))
 
     if not ordinals:
         return source, []
-    only_these = _marked(b"\1" * total, ordinals, 0)
-    rows = await asyncio.to_thread(lambda: list(rows_but(only_these)))
-    reader, canary = PendingRows(lambda _done: iter(rows), journal), list[PendingRow]()
+    not_drawn = _marked(b"\1" * total, ordinals, 0)
+    drawn_rows = await asyncio.to_thread(lambda: list(rows_except(not_drawn)))
+    reader, canary = PendingRows(lambda _done: iter(drawn_rows), journal), list[PendingRow]()
     while (pending := await reader.next()) is not None:
         canary.append(pending)
     if journal is not None:
@@ -150,8 +153,12 @@ async def draw_canary(
 
 
 def draw(count: int, total: int, done: bytes, seed: int) -> list[int]:
-    """Up to *count* of the ordinals below *total* whose byte in *done* is 0 or missing, in their order."""
-    is_left = done[:total].ljust(total, b"\0").translate(_NOT)
+    """
+    Draw up to *count* ordinals below *total*, and return them in ascending order.
+
+    An ordinal can be drawn if its byte in *done* is 0 or missing.
+    """
+    is_left = done[:total].ljust(total, b"\0").translate(_INVERTED)
     candidates = is_left.count(1)
     ranks = set(random.Random(seed).sample(range(candidates), min(count, candidates)))  # noqa: S311
     return [ordinal for rank, ordinal in enumerate(compress(range(total), is_left)) if rank in ranks]

@@ -1,8 +1,8 @@
 """
-The input of a rotation: a row per account, or a refusal that says what is wrong with it.
+The input of a rotation: one `Row` per account, or a `Refusal` that says what is wrong with the row.
 
-Rows come from a `Fleet` or, here, from any iterable. An invalid row is a value and not an exception, so that
-it does not stop the others.
+A `Fleet` produces its own rows; this module makes rows from any other iterable. An invalid row is a value,
+not an exception, so that it does not stop the others.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
@@ -19,24 +19,24 @@ from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 
 Change: TypeAlias = tuple[str, ProxyChangeLike | str | None] | str
 """
-An account and its change, which may be None or left out if the rotation has a pool. With several pools, the
-tag of the account's pool takes the place of the change.
+An account and its change. If the rotation has a pool, the change may be None or left out. With several pools,
+the tag of the account's pool may replace the change.
 """
 
 
 @frozen(slots=False)  # for speed, like `Outcome`
 class Row:
     """
-    One account and its change, both valid.
+    A valid account and its valid change.
 
     Attributes:
-        ordinal: Position in the input, from 0. Refused and blank rows are counted, so correcting one does not
-            move the others.
+        ordinal: Position in the input, from 0. Refused and blank rows are counted, so correcting one of them
+            does not move the others.
         line: Line of the file on which the row begins, from 1; None if the input is not a file.
         account_id: The account.
         change: The change; None if the rotation's pool provides the proxy.
-        tag: The tag of that pool; None if there is only one.
-        fields: The row's values for the templates of that pool, by column.
+        tag: The tag of the account's pool; None if there is only one pool, or no pool provides the proxy.
+        fields: The row's values for the templates of the account's pool, by column.
     """
 
     ordinal: int
@@ -52,8 +52,8 @@ class Refusal:
     """
     An invalid row, which is not sent.
 
-    So that it cannot show a password, its only texts from the row are a valid account id, a country, the tag
-    of a pool, or the name of an unknown field.
+    It can be shown without revealing a password: the only texts that it takes from the row are a valid
+    account id, a country, the tag of a pool, or the name of an unknown field.
 
     Attributes:
         ordinal: See `Row`.
@@ -74,7 +74,7 @@ class Refusal:
     first_line: int | None = None
 
     def __str__(self) -> str:
-        # From 0, which is the index in the caller's list.
+        # The ordinal is the index in the caller's list.
         position = f"changes[{self.ordinal}]" if self.line is None else f"line {self.line}"
         column = "" if self.column is None else f", {self.column}"
         first = "" if self.first_line is None else f" on line {self.first_line}"
@@ -86,19 +86,23 @@ def refusal_of(error: FieldError, ordinal: int, line: int | None, account_id: st
 
 
 def uses_pool(rows: Iterable[Row | Refusal]) -> bool:
-    """Whether any of *rows* needs a proxy from the pool; also True if none of them is valid."""
-    valid = (row for row in rows if isinstance(row, Row))
-    first = next(valid, None)
-    return first is None or first.change is None or any(row.change is None for row in valid)
+    """Whether any of *rows* needs a proxy from the pool. Also True if no row is valid."""
+    has_valid_row = False
+    for row in rows:
+        if isinstance(row, Row):
+            if row.change is None:
+                return True
+            has_valid_row = True
+    return not has_valid_row
 
 
 def rows_of(changes: Iterable[Change], *, pooled: Pooled = False) -> Iterator[Row | Refusal]:
     """
     Yield a row or a refusal for each pair of account id and change.
 
-    *changes* is read lazily, and its errors pass through. An account that occurs twice gives two rows. If
-    *pooled*, an account id alone, or one paired with None, gets its proxy from the pool; if there are several
-    pools, one paired with a tag.
+    *changes* is read lazily, and its errors pass through. An account that occurs twice gives two rows. With a
+    pool, an account id without a change, or with the change None, gets its proxy from the pool. With several
+    pools, the account id must be paired with a tag.
     """
     needs = PoolNeeds.of(pooled)
     for ordinal, pair in enumerate(changes):
@@ -106,16 +110,21 @@ def rows_of(changes: Iterable[Change], *, pooled: Pooled = False) -> Iterator[Ro
 
 
 async def arows_of(changes: AsyncIterable[Change], *, pooled: Pooled = False) -> AsyncIterator[Row | Refusal]:
+    """The asynchronous form of `rows_of`."""
     needs, ordinals = PoolNeeds.of(pooled), count()
     async for pair in changes:
         yield _row_of(next(ordinals), pair, needs)
 
 
 def check_changes(pairs: Iterable[Change], *, pooled: Pooled) -> None:
-    """Raise `FieldError` if a pair or a change is wrong: a caller's mistake, unlike an id, which is data."""
+    """
+    Raise `FieldError` if a pair or a change is wrong, which is a mistake in the caller's code.
+
+    An invalid account id is a mistake in the data and raises nothing: its row is refused later.
+    """
     needs, first, count = PoolNeeds.of(pooled), None, 0
     for ordinal, pair in enumerate(pairs):
-        # The fast path: there may be a million.
+        # A fast path, because there may be a million pairs.
         if type(pair) is tuple and len(pair) == 2 and isinstance(pair[1], (CustomProxy, ManagedProxy)):
             continue
         row = _row_of(ordinal, pair, needs)
@@ -129,7 +138,7 @@ def check_changes(pairs: Iterable[Change], *, pooled: Pooled) -> None:
 def distinct_rows(
     changes: Mapping[str, ProxyChangeLike | str | None] | Iterable[Change], *, pooled: Pooled
 ) -> list[Row]:
-    """Return one row per account. Raises `ValueError` if one is invalid, or has different changes."""
+    """Return one row per account. Raises `ValueError` if a row is invalid, or an account has two changes."""
     if not isinstance(changes, Iterable):
         kind = type(changes).__name__
         raise ValueError(f"changes must be a mapping or an iterable of pairs, got {kind}: use rotate for it")
@@ -149,7 +158,7 @@ def pairs_of(changes: object) -> Any:
     """Return the pairs of *changes*: the items of a mapping, otherwise *changes* itself."""
     if isinstance(changes, str):  # its characters would be account ids
         raise ValueError("changes must be a mapping or an iterable of pairs, got str: put it into a list")
-    # A mapping is also an iterable of its keys, so type checkers cannot tell the two apart.
+    # Returns `Any`: type checkers cannot tell a mapping from an iterable of its keys.
     return changes.items() if isinstance(changes, Mapping) else changes
 
 
@@ -161,7 +170,8 @@ def check_pool_is_used(rows: Iterable[Row | Refusal]) -> None:
 
 def _error_of(refusal: Refusal, count: int = 1) -> FieldError:
     account = "" if refusal.account_id is None else f"{refusal.account_id}: "
-    message = f"{account}{refusal}" + f" ({count:,} changes)" * (count > 1)
+    similar = f" ({count:,} changes)" if count > 1 else ""
+    message = f"{account}{refusal}{similar}"
     error = FieldError(refusal.column, refusal.reason, refusal.advice)
     return error.of_account(refusal.account_id, message)
 

@@ -1,4 +1,4 @@
-"""The accounts that a run takes, chosen by the proxies that earlier runs of its journal assigned to them."""
+"""Selects the accounts of a run by the proxies that earlier runs of its journal assigned to them."""
 
 import ipaddress
 from collections import Counter
@@ -13,17 +13,17 @@ _FORMS: Final = "write HOST, HOST:PORT, USER@HOST or a network such as 10.1.1.0/
 
 class Selection:
     """
-    The accounts of a run that does not take all of its input.
+    The accounts of a run that takes only a part of its input.
 
     Attributes:
-        text: What is selected, in words; the same for the same selection.
+        text: What is selected, in words. Equal selections have equal texts.
         run: Number of the run that takes the selection; None before a journal was read.
         accounts: The selected accounts; None if the whole input is selected.
-        outside: Number of other accounts by assignment.
+        outside: Number of accounts that are not selected, by assignment.
     """
 
     def __init__(self, text: str, patterns: Iterable[str] = ()) -> None:
-        """Use `of` for *patterns* of a user. Without any, the whole input is selected."""
+        """Without *patterns*, the whole input is selected. Use `of` for patterns that a user has written."""
         self.text: Final = text
         self.run: int | None = None
         self.accounts: set[str] | None = None
@@ -33,10 +33,10 @@ class Selection:
     @classmethod
     def of(cls, on: "Iterable[str] | Selection") -> "Selection | None":
         """
-        Select the accounts on certain proxies; None if *on* is empty.
+        Select the accounts on the proxies that match *on*; None if *on* is empty.
 
-        Any of HOST, HOST:PORT, USER@HOST, USER@HOST:PORT, and networks such as 10.1.1.0/24. Raises
-        `ValueError` if one has another form.
+        A pattern is HOST, HOST:PORT, USER@HOST, USER@HOST:PORT, or a network such as 10.1.1.0/24. Raises
+        `ValueError` for any other form.
         """
         if isinstance(on, Selection):
             return on
@@ -55,7 +55,7 @@ class Selection:
 
 @cache
 def _host(text: str) -> str | ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """A host in the form in which hosts are compared."""
+    """Return a host in a form that can be compared: an IP address if it is one, otherwise in lower case."""
     text = text.strip("[]").lower().removesuffix(".")
     try:
         return ipaddress.ip_address(text)
@@ -64,7 +64,7 @@ def _host(text: str) -> str | ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _parsed(text: str) -> tuple[str, str, str | None]:
-    """The user name, the host and the port of a label or a pattern; empty or None if it has none."""
+    """Split a label or a pattern into user name (may be empty), host, and port (may be None)."""
     user, _, address = text.rpartition("@")
     host, colon, port = address.rpartition(":")
     if not colon or (host.count(":") and not host.endswith("]")):  # an IPv6 address without brackets
@@ -73,13 +73,18 @@ def _parsed(text: str) -> tuple[str, str, str | None]:
 
 
 def _test_of(pattern: str) -> Callable[[str, str, str | None], bool]:
-    """A function of a proxy's user name, host and port."""
+    """Return a function that says whether a proxy's user name, host and port match *pattern*."""
     if "/" in pattern:
         try:
             network = ipaddress.ip_network(pattern)
         except ValueError as error:
             raise ValueError(f"{pattern!r} is not a network ({error}): {_FORMS}") from None
-        return lambda _user, host, _port: not isinstance(address := _host(host), str) and address in network
+
+        def is_in_network(_user: str, host: str, _port: str | None) -> bool:
+            address = _host(host)
+            return not isinstance(address, str) and address in network
+
+        return is_in_network
     wanted_user, wanted_host, wanted_port = _parsed(pattern)
     if not wanted_host or (wanted_port is not None and not wanted_port.isdecimal()):
         raise ValueError(f"{pattern!r} names no proxies: {_FORMS}")

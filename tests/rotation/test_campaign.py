@@ -249,7 +249,7 @@ def the_same_key_for_all(patch: pytest.MonkeyPatch) -> None:
 
 def cancelled_is_skipped(patch: pytest.MonkeyPatch) -> None:
     def skipped(task: AccountTask) -> Outcome:
-        return Outcome(*task._position, State.SKIPPED, applied=Applied.NO)
+        return Outcome(*task._row_id, State.SKIPPED, applied=Applied.NO)
 
     patch.setattr(AccountTask, "_cancelled", skipped)
 

@@ -1,10 +1,8 @@
-"""The canary: which accounts go first, and what the journal says about them if the run ends meanwhile."""
+"""The canary: which accounts go first, and what the journal records if the run ends during the canary."""
 
 import asyncio
 import shutil
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from hypothesis import strategies as st
 from postpress_async import Fleet, PostPressSession, events
 from postpress_async.rotation import Halt, Rotation, State
 from postpress_async.rotation._row_source import draw
+from postpress_async.rotation.journal._database import FIRST_WATERMARK
 from postpress_async.sandbox import Sandbox
+from tests.support.rotations import query
 
 ROWS = 1_000
 
@@ -36,30 +36,29 @@ async def rotate(session: PostPressSession, path: Path, **options: Any) -> Rotat
 
 
 def states(journal: Path) -> Counter[str]:
-    with closing(sqlite3.connect(journal)) as connection:
-        return Counter(dict(connection.execute("SELECT state, count(*) FROM latest GROUP BY state")))
+    return Counter(dict(query(journal, "SELECT state, count(*) FROM latest GROUP BY state")))
 
 
 @settings(derandomize=True, deadline=None)
 @given(
     count=st.integers(0, 30),
     done=st.lists(st.sampled_from([0, 1]), max_size=60).map(bytes),
-    more=st.integers(0, 10),
+    new_rows=st.integers(0, 10),
     seed=st.integers(0, 3),
 )
-def test_drawn_rows_are_distinct_and_not_done(count: int, done: bytes, more: int, seed: int) -> None:
-    total = len(done) + more
-    left = [n for n in range(total) if n >= len(done) or not done[n]]
+def test_drawn_rows_are_distinct_and_not_done(count: int, done: bytes, new_rows: int, seed: int) -> None:
+    total = len(done) + new_rows
+    not_done = {n for n in range(total) if n >= len(done) or not done[n]}
 
     drawn = draw(count, total, done, seed)
 
-    assert drawn == sorted(set(drawn) & set(left))
-    assert len(drawn) == min(count, len(left))
+    assert drawn == sorted(set(drawn) & not_done)
+    assert len(drawn) == min(count, len(not_done))
     assert drawn == draw(count, total, done, seed)
 
 
 def test_rows_are_drawn_evenly() -> None:
-    """Also from the few that are left of a large fleet."""
+    """Even if only few rows of a large fleet are left to send."""
     done = bytes(0 if n % 100 == 7 else 1 for n in range(1_000_000))
 
     drawn = draw(1_000, 1_000_000, done, 1)
@@ -79,16 +78,17 @@ async def test_canary_is_drawn_from_the_whole_fleet(fleet: Path, tmp_path: Path)
     async with Sandbox() as sandbox, sandbox.session(on_event=observe) as session:
         rotation = await rotate(session, fleet, journal=tmp_path / "j", halt=Halt(canary=50))
 
-    first, others = started[:50], started[50:]
-    assert {n // 250 for n in first} == {0, 1, 2, 3}
-    assert sorted(others) == sorted(set(range(ROWS)) - set(first))
+    canary, others = started[:50], started[50:]
+    assert {n // 250 for n in canary} == {0, 1, 2, 3}  # it has rows from each quarter of the fleet
+    assert sorted(others) == sorted(set(range(ROWS)) - set(canary))
     assert rotation.summary.complete
     assert rotation.summary.canary_passed
     assert states(tmp_path / "j") == {"patched": ROWS}
 
 
-async def test_canary_that_fails_leaves_the_others_unsent(fleet: Path, tmp_path: Path) -> None:
-    """And the next run sends everyone who is left."""
+async def test_no_other_account_is_sent_after_a_failed_canary_and_the_next_run_sends_them(
+    fleet: Path, tmp_path: Path
+) -> None:
     async with Sandbox(accounts=[]) as sandbox, sandbox.session() as session:
         rotation = await rotate(session, fleet, journal=tmp_path / "j", halt=Halt(canary=20))
 
@@ -105,10 +105,13 @@ async def test_canary_that_fails_leaves_the_others_unsent(fleet: Path, tmp_path:
     assert states(tmp_path / "j") == {"failed": failed, "patched": ROWS - failed}
 
 
-async def test_only_the_canary_is_in_doubt_if_the_run_is_killed_meanwhile(
+async def test_only_the_canary_is_in_doubt_if_the_run_is_killed_during_the_canary(
     fleet: Path, tmp_path: Path
 ) -> None:
-    """Although its rows are far down in the fleet."""
+    """
+    The rows of the canary are anywhere in the fleet, so a watermark alone would put all rows before them in
+    doubt.
+    """
     journal, copy = tmp_path / "j", tmp_path / "killed"
     async with Sandbox(latency=60.0) as sandbox, sandbox.session() as session:
         task = asyncio.create_task(
@@ -116,8 +119,8 @@ async def test_only_the_canary_is_in_doubt_if_the_run_is_killed_meanwhile(
         )
         while sandbox.record.requests < 20:
             await asyncio.sleep(0.01)
-        for end in ("", "-wal"):
-            shutil.copyfile(f"{journal}{end}", f"{copy}{end}")
+        for suffix in ("", "-wal"):
+            shutil.copyfile(f"{journal}{suffix}", f"{copy}{suffix}")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -125,19 +128,18 @@ async def test_only_the_canary_is_in_doubt_if_the_run_is_killed_meanwhile(
     async with Sandbox() as sandbox, sandbox.session() as session:
         rotation = await rotate(session, fleet, journal=copy, on_unknown="report", halt=Halt(canary=20))
 
-    # Besides the canary, the rows below the first watermark are in doubt, as in each run.
+    # Besides the canary, the rows below the first watermark are in doubt, as after any kill.
     unknown = rotation.summary.states[State.UNKNOWN]
-    assert 20 <= unknown <= 20 + 64
+    assert 20 <= unknown <= 20 + FIRST_WATERMARK
     assert states(copy) == {"patched": ROWS - unknown, "unknown": unknown}
 
 
-async def test_doubt_of_an_earlier_run_outlasts_a_canary_that_is_stopped(fleet: Path, tmp_path: Path) -> None:
-    """All accounts may have been sent before: none of them may be called skipped."""
+async def test_accounts_in_doubt_stay_in_doubt_if_the_canary_is_stopped(fleet: Path, tmp_path: Path) -> None:
+    """An earlier run may have sent all accounts, so none of them may be recorded as skipped."""
     journal = tmp_path / "j"
     async with Sandbox() as sandbox, sandbox.session() as session:
         await rotate(session, fleet, journal=journal)
-        with closing(sqlite3.connect(journal)) as connection, connection:
-            connection.execute("UPDATE outcomes SET state = 'unknown', applied = 'unknown'")
+        query(journal, "UPDATE outcomes SET state = 'unknown', applied = 'unknown'")
         with Fleet.open(fleet) as opened:
             opened.survey()
             async with session.rotate(opened, journal=journal, halt=Halt(canary=20)) as rotation:
@@ -147,8 +149,8 @@ async def test_doubt_of_an_earlier_run_outlasts_a_canary_that_is_stopped(fleet: 
     assert states(journal) == {"unknown": ROWS}
 
 
-async def test_canary_of_a_fleet_with_invalid_rows_is_made_up_by_others(tmp_path: Path) -> None:
-    """Duplicates are refused as they would be without a canary."""
+async def test_invalid_rows_in_the_canary_are_replaced_by_valid_rows(tmp_path: Path) -> None:
+    """Every third row is invalid, and rows 60 to 119 are duplicates."""
     path = tmp_path / "fleet.csv"
     rows = [f"acc_{n % 60},{'US' if n % 3 else 'XX'}\n" for n in range(120)]
     path.write_text("account_id,country\n" + "".join(rows))

@@ -1,4 +1,4 @@
-"""The queue gives each outcome to the iterator once, in order, without needless waiting."""
+"""The queue returns each outcome once and in order, and makes workers wait only while it is full."""
 
 import asyncio
 import random
@@ -16,22 +16,21 @@ def outcome(ordinal: int) -> Outcome:
     return patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1)
 
 
-async def a_moment() -> None:
-    """All that can go on without us has gone on."""
+async def run_other_tasks() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-async def waits(what: Awaitable[Any]) -> asyncio.Task[Any]:
-    """The task in which somebody waits for *what*."""
-    task = asyncio.ensure_future(what)
-    await a_moment()
+async def start_waiting(awaitable: Awaitable[Any]) -> asyncio.Task[Any]:
+    """Start a task for *awaitable*, and check that it waits."""
+    task = asyncio.ensure_future(awaitable)
+    await run_other_tasks()
     assert not task.done()
     return task
 
 
-async def test_outcomes_come_in_their_order_and_then_the_end() -> None:
-    """After the end it ends again: a rotation may be iterated over twice."""
+async def test_outcomes_are_returned_in_order_and_then_none() -> None:
+    """A rotation may be iterated over again after its end."""
     queue = OutcomeQueue(10)
     for ordinal in range(3):
         queue.put(outcome(ordinal))
@@ -43,44 +42,44 @@ async def test_outcomes_come_in_their_order_and_then_the_end() -> None:
 
 
 async def test_full_queue_makes_workers_wait_for_a_reader() -> None:
-    """Else a slow reader's memory would hold the fleet."""
+    """Otherwise all outcomes would be held in memory if the reader is slow."""
     queue = OutcomeQueue(2)
     queue.put(outcome(0))
     await queue.wait_for_room()
     queue.put(outcome(1))
     assert queue.is_full
-    held = [await waits(queue.wait_for_room()) for _ in range(3)]
+    workers = [await start_waiting(queue.wait_for_room()) for _ in range(3)]
 
     await queue.get()
-    await a_moment()
+    await run_other_tasks()
 
-    assert all(task.done() for task in held)
+    assert all(worker.done() for worker in workers)
 
 
-async def test_more_than_there_is_room_for_holds_back_until_enough_was_asked_for() -> None:
-    """Workers that backed off come back all at once: each has put one by then."""
+async def test_overfull_queue_has_room_only_once_it_is_below_its_size() -> None:
+    """More outcomes than the queue has places can come at once, from accounts that were in backoff."""
     queue = OutcomeQueue(2)
     for ordinal in range(4):
         queue.put(outcome(ordinal))
-    held = await waits(queue.wait_for_room())
+    worker = await start_waiting(queue.wait_for_room())
 
     await queue.get()
     await queue.get()
-    await a_moment()
-    assert not held.done()
+    await run_other_tasks()
+    assert not worker.done()
 
     await queue.get()
-    await held
+    await worker
 
 
-async def test_when_nobody_listens_nobody_is_held_back() -> None:
-    """After the block, requests in flight end, and their outcomes are not queued."""
+async def test_abandoned_queue_makes_no_worker_wait_and_keeps_no_outcome() -> None:
+    """Requests in flight still complete after the reader has left."""
     queue = OutcomeQueue(1)
     queue.put(outcome(0))
-    held = [await waits(queue.wait_for_room()) for _ in range(2)]
+    workers = [await start_waiting(queue.wait_for_room()) for _ in range(2)]
 
     queue.abandon()
-    await asyncio.gather(*held)
+    await asyncio.gather(*workers)
     queue.put(outcome(1))
     assert not queue.is_full
 
@@ -88,27 +87,27 @@ async def test_when_nobody_listens_nobody_is_held_back() -> None:
     assert await queue.get() is None
 
 
-async def test_all_waiting_readers_see_the_end() -> None:
+async def test_end_wakes_all_waiting_readers() -> None:
     queue = OutcomeQueue(1)
-    asking = [await waits(queue.get()) for _ in range(3)]
+    readers = [await start_waiting(queue.get()) for _ in range(3)]
 
     queue.end()
 
-    assert await asyncio.gather(*asking) == [None] * 3
+    assert await asyncio.gather(*readers) == [None] * 3
 
 
-@pytest.mark.parametrize("is_woken", [False, True])
-async def test_cancelled_reader_loses_no_outcome(is_woken: bool) -> None:
-    """The reader is cancelled before it is woken, or after that and before it runs."""
+@pytest.mark.parametrize("after_put", [False, True])
+async def test_cancelled_reader_loses_no_outcome(after_put: bool) -> None:
+    """The reader is cancelled before the outcome is put, or after it and before the reader runs."""
     queue = OutcomeQueue(5)
-    first, second = await waits(queue.get()), await waits(queue.get())
-    if is_woken:
+    first, second = await start_waiting(queue.get()), await start_waiting(queue.get())
+    if after_put:
         queue.put(outcome(7))
         first.cancel()
     else:
         first.cancel()
         queue.put(outcome(7))
-    await a_moment()
+    await run_other_tasks()
 
     assert first.cancelled()
     received = await second
@@ -118,32 +117,34 @@ async def test_cancelled_reader_loses_no_outcome(is_woken: bool) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_each_outcome_is_delivered_once_despite_cancelled_readers(seed: int) -> None:
-    """Many workers, several readers of which some are cancelled over and over, and little room."""
-    chance = random.Random(seed)
-    print("seed", seed)
-    queue, numbers, received = OutcomeQueue(3), iter(range(200)), list[int]()
-    highest = 0
+    """
+    Five workers, two readers and a third reader that is cancelled again and again share a queue of three
+    places.
+    """
+    rng = random.Random(seed)
+    queue, ordinals, received = OutcomeQueue(3), iter(range(200)), list[int]()
+    longest = 0
 
     async def work() -> None:
-        nonlocal highest
-        for number in numbers:
-            for _ in range(chance.randrange(3)):
+        nonlocal longest
+        for ordinal in ordinals:
+            for _ in range(rng.randrange(3)):
                 await asyncio.sleep(0)
-            queue.put(outcome(number))
-            highest = max(highest, len(queue._outcomes))
+            queue.put(outcome(ordinal))
+            longest = max(longest, len(queue._outcomes))
             if queue.is_full:
                 await queue.wait_for_room()
 
     async def read() -> None:
         while (item := await queue.get()) is not None:
             received.append(item.ordinal)
-            for _ in range(chance.randrange(4)):
+            for _ in range(rng.randrange(4)):
                 await asyncio.sleep(0)
 
-    async def fickle() -> None:
+    async def read_and_cancel() -> None:
         for _ in range(100):
             task = asyncio.ensure_future(queue.get())
-            for _ in range(chance.randrange(3)):
+            for _ in range(rng.randrange(3)):
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
@@ -152,9 +153,9 @@ async def test_each_outcome_is_delivered_once_despite_cancelled_readers(seed: in
 
     async with asyncio.timeout(10):
         readers = [asyncio.ensure_future(read()) for _ in range(2)]
-        await asyncio.gather(*(work() for _ in range(5)), fickle())
+        await asyncio.gather(*(work() for _ in range(5)), read_and_cancel())
         queue.end()
         await asyncio.gather(*readers)
 
     assert sorted(received) == list(range(200))
-    assert highest <= 3 + 5
+    assert longest <= 3 + 5  # each of the five workers may put one outcome into the full queue

@@ -1,4 +1,4 @@
-"""Nights with bad proxies: few requests are wasted on dead ones, and good ones stay in use."""
+"""Rotations with failing proxies: few requests go to dead proxies, and working proxies stay in use."""
 
 import random
 import time
@@ -18,16 +18,16 @@ from tests.support.virtual_loop import run
 NEVER = Halt(failures="never")
 
 
-def night(
+def run_rotation(
     api: Api,
     accounts: int | dict[str, str],
     pool: ProxyPool | dict[str, ProxyPool],
     *,
     in_flight: int = 100,
-    seen: list[Any] | None = None,
+    observed: list[Any] | None = None,
     memory: Memory | None = None,
 ) -> Rotation:
-    """Rotate a number of accounts, or accounts with tags, in virtual time."""
+    """Rotate a number of accounts, or accounts with tags, in virtual time. *observed* collects the events."""
     opener: Any = None if memory is None else lambda: memory
     changes: Any = [f"acc_{n}" for n in range(accounts)] if isinstance(accounts, int) else accounts.items()
 
@@ -40,7 +40,7 @@ def night(
             journal=opener,
             halt=NEVER,
             waits=WaitGroup(waits_out_outages=True),
-            observer=None if seen is None else SafeObserver(seen.append),
+            observer=None if observed is None else SafeObserver(observed.append),
         )
         async with rotation:
             await rotation.run()
@@ -50,32 +50,34 @@ def night(
 
 
 @pytest.mark.parametrize(
-    ("accounts", "proxies", "began"),
+    ("accounts", "proxies", "fails_at"),
     [
         pytest.param(4_000, 500, 0.0, id="from the beginning"),
         pytest.param(4_000, 20, 1.0, id="20 proxies"),
         pytest.param(20_000, 500, 2.0, marks=pytest.mark.slow, id="20,000 accounts"),
     ],
 )
-def test_short_fault_of_all_proxies_is_waited_out(accounts: int, proxies: int, began: float) -> None:
-    """All fail for 3 s: no account fails, no proxy is quarantined, and few requests are wasted."""
-    seen: list[Any] = []
-    api = Api(lambda _host, _account, now: DEAD if began <= now < began + 3 else None)
+def test_accounts_wait_until_a_short_failure_of_all_proxies_ends(
+    accounts: int, proxies: int, fails_at: float
+) -> None:
+    """All proxies fail for 3 s. No account fails, no proxy is quarantined, and few requests are wasted."""
+    observed: list[Any] = []
+    api = Api(lambda _host, _account, now: DEAD if fails_at <= now < fails_at + 3 else None)
 
-    rotation = night(api, accounts, pool_of(proxies), seen=seen)
+    rotation = run_rotation(api, accounts, pool_of(proxies), observed=observed)
 
     assert rotation.summary.complete
-    assert not any(isinstance(event, events.ProxyQuarantined) for event in seen)
-    [pause] = [event.elapsed for event in seen if isinstance(event, events.PauseEnded)]
+    assert not any(isinstance(event, events.ProxyQuarantined) for event in observed)
+    [pause] = [event.elapsed for event in observed if isinstance(event, events.PauseEnded)]
     assert pause < 3.5
     assert api.requests.total() - accounts < 2_500
 
 
-def test_short_fault_of_the_only_proxy_is_waited_out() -> None:
-    """The first account fails: whether the proxy or the account is at fault, only a second one shows."""
+def test_only_the_first_account_fails_if_the_only_proxy_fails_for_a_short_time() -> None:
+    """Only the failure of a second account shows that the proxy is the cause, not the account."""
     api = Api(lambda _host, _account, now: DEAD if 1 <= now < 4 else None)
 
-    rotation = night(api, 4_000, pool_of(1))
+    rotation = run_rotation(api, 4_000, pool_of(1))
 
     assert rotation.summary.states == {State.PATCHED: 3_999, State.FAILED: 1}
 
@@ -88,11 +90,11 @@ def test_short_fault_of_the_only_proxy_is_waited_out() -> None:
         pytest.param(20_000, "round-robin", marks=pytest.mark.slow, id="20,000 accounts"),
     ],
 )
-def test_flapping_of_all_proxies_is_waited_out(accounts: int, assign: Any) -> None:
-    """Every 5 s, all fail for 5 s."""
+def test_accounts_wait_while_all_proxies_fail_again_and_again(accounts: int, assign: Any) -> None:
+    """All proxies work for 5 s, then fail for 5 s, and so on."""
     api = Api(lambda _host, _account, now: DEAD if (now + 4) % 10 >= 5 else None)
 
-    rotation = night(api, accounts, pool_of(500, assign=assign))
+    rotation = run_rotation(api, accounts, pool_of(500, assign=assign))
 
     assert rotation.summary.complete
     assert rotation.summary.quarantined == 0
@@ -107,38 +109,39 @@ def tagged_pools() -> dict[str, ProxyPool]:
     }
 
 
-def test_fault_of_one_tags_pool_pauses_no_account_of_another() -> None:
-    seen: list[Any] = []
-    ended = {"US": 0.0, "DE": 0.0}
+def test_failure_of_one_tagged_pool_does_not_pause_accounts_of_another_tag() -> None:
+    observed: list[Any] = []
+    last_request = {"US": 0.0, "DE": 0.0}
 
     def fault(host: str, _account: str, now: float) -> str | None:
-        ended[host[:2]] = now
+        last_request[host[:2]] = now
         return DEAD if host.startswith("US") and 0.3 <= now < 4 else None
 
-    rotation = night(Api(fault), TAGGED, tagged_pools(), seen=seen)
+    rotation = run_rotation(Api(fault), TAGGED, tagged_pools(), observed=observed)
 
     assert rotation.summary.complete
-    assert [type(event) for event in seen if isinstance(event, events.PauseBegan | events.PauseEnded)] == [
-        events.PauseBegan,
-        events.PauseEnded,
-    ]
-    assert ended["DE"] < 2 < 4 < ended["US"]
+    pauses = [event for event in observed if isinstance(event, events.PauseBegan | events.PauseEnded)]
+    assert [type(event) for event in pauses] == [events.PauseBegan, events.PauseEnded]
+    assert last_request["DE"] < 2
+    assert last_request["US"] > 4
 
 
-def test_quarantine_of_one_tags_proxy_costs_no_account_of_another_a_request() -> None:
-    seen: list[Any] = []
+def test_failing_proxy_of_one_tag_is_not_tried_by_accounts_of_another_tag() -> None:
+    observed: list[Any] = []
     api = Api(lambda host, _account, _now: DEAD if host == "US0" else None)
 
-    rotation = night(api, TAGGED, tagged_pools(), seen=seen)
+    rotation = run_rotation(api, TAGGED, tagged_pools(), observed=observed)
 
     assert rotation.summary.complete
     assert rotation.summary.quarantined == 1
-    assert [event.proxy for event in seen if isinstance(event, events.ProxyQuarantined)] == ["us0:3128"]
+    assert [event.proxy for event in observed if isinstance(event, events.ProxyQuarantined)] == ["us0:3128"]
     assert [api.requests[f"DE{n}"] for n in range(4)] == [250] * 4
 
 
-def test_account_gets_a_new_session_of_a_template_also_after_a_pause() -> None:
-    """The failures that a pause forgets count for {try}: a session that failed is not sent again."""
+def test_placeholder_try_is_never_repeated_for_an_account_even_after_a_pause() -> None:
+    """
+    A session of the gateway that has failed must not be used again, although the pause forgets the failures.
+    """
     sessions: defaultdict[str, list[int]] = defaultdict(list)
 
     class Gateway(Api):
@@ -147,24 +150,25 @@ def test_account_gets_a_new_session_of_a_template_also_after_a_pause() -> None:
                 sessions[account_id].append(int(change.username))
             return await super().update(account_id, change, *rest)
 
-    seen: list[Any] = []
+    observed: list[Any] = []
     api = Gateway(lambda _host, _account, now: DEAD if now < 3 else None)
     gateway = CustomProxy(host="gw", port=3128, username="{try}")
+    pool = ProxyPool([gateway, *(pooled.proxy for pooled in pool_of(3))])
 
-    rotation = night(api, 400, ProxyPool([gateway, *(pooled.proxy for pooled in pool_of(3))]), seen=seen)
+    rotation = run_rotation(api, 400, pool, observed=observed)
 
     assert rotation.summary.complete
-    assert any(isinstance(event, events.PauseEnded) for event in seen)
+    assert any(isinstance(event, events.PauseEnded) for event in observed)
     assert max(map(len, sessions.values())) > 1
     for numbers in sessions.values():
         assert numbers == sorted(set(numbers))
 
 
-def test_fault_that_outlasts_the_cool_down_ends_the_use_of_the_pool() -> None:
-    """Without a busy loop: the longer it lasts, the fewer requests."""
+def test_accounts_get_no_proxy_if_all_proxies_fail_for_the_cool_down() -> None:
+    """The longer the failure lasts, the fewer requests are sent."""
     api = Api(lambda _host, _account, now: DEAD)
 
-    rotation = night(api, 500, pool_of(500, cool_down=1800))
+    rotation = run_rotation(api, 500, pool_of(500, cool_down=1800))
 
     assert rotation.summary.patched == 0
     assert rotation.summary.without_proxy > 0
@@ -172,74 +176,79 @@ def test_fault_that_outlasts_the_cool_down_ends_the_use_of_the_pool() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.6, 0.9])
-def test_pool_with_mostly_dead_proxies_is_used_nevertheless(share: float) -> None:
+def test_pool_with_mostly_dead_proxies_is_still_used(share: float) -> None:
     api = Api(lambda host, _account, _now: DEAD if int(host[1:]) < 500 * share else None)
 
-    rotation = night(api, 5_000, pool_of(500))
+    rotation = run_rotation(api, 5_000, pool_of(500))
 
     assert rotation.summary.patched > 4_500
     assert rotation.summary.quarantined > 450 * share
 
 
-def test_accounts_whose_credentials_are_refused_quarantine_no_proxy() -> None:
-    """1% of the accounts; it is not the proxies' fault, because no other proxy suits them either."""
-    seen: list[Any] = []
+def test_accounts_that_get_invalid_credentials_with_each_proxy_quarantine_no_proxy() -> None:
+    """1% of the accounts are the cause: they fail with all proxies."""
+    observed: list[Any] = []
     api = Api(lambda _host, account, _now: CREDENTIALS if account.endswith("00") else None)
 
-    rotation = night(api, 10_000, pool_of(20), seen=seen)
+    rotation = run_rotation(api, 10_000, pool_of(20), observed=observed)
 
     assert rotation.summary.states == {State.PATCHED: 9_901, State.FAILED: 99}
-    assert not any(isinstance(event, events.ProxyQuarantined) for event in seen)
+    assert not any(isinstance(event, events.ProxyQuarantined) for event in observed)
 
 
-def test_accounts_whose_credentials_are_refused_at_random_quarantine_no_proxy() -> None:
-    dice = random.Random(5)
-    bad = {f"acc_{n}" for n in range(10_000) if dice.random() < 0.01}
-    seen: list[Any] = []
-    api = Api(lambda _host, account, _now: CREDENTIALS if account in bad else None)
+def test_random_accounts_that_get_invalid_credentials_quarantine_no_proxy() -> None:
+    rng = random.Random(5)
+    refused = {f"acc_{n}" for n in range(10_000) if rng.random() < 0.01}
+    observed: list[Any] = []
+    api = Api(lambda _host, account, _now: CREDENTIALS if account in refused else None)
 
-    night(api, 10_000, pool_of(20), seen=seen)
+    run_rotation(api, 10_000, pool_of(20), observed=observed)
 
-    assert not any(isinstance(event, events.ProxyQuarantined) for event in seen)
+    assert not any(isinstance(event, events.ProxyQuarantined) for event in observed)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("in_flight", [5, 100])
-def test_errors_at_random_quarantine_no_proxy(seed: int, in_flight: int) -> None:
+def test_random_errors_quarantine_at_most_one_proxy(seed: int, in_flight: int) -> None:
     """One request in ten fails."""
-    dice = random.Random(seed)
-    seen: list[Any] = []
-    api = Api(lambda *_: DEAD if dice.random() < 0.1 else None)
+    rng = random.Random(seed)
+    observed: list[Any] = []
+    api = Api(lambda *_: DEAD if rng.random() < 0.1 else None)
 
-    rotation = night(api, 5_000, pool_of(25), seen=seen, in_flight=in_flight)
+    rotation = run_rotation(api, 5_000, pool_of(25), observed=observed, in_flight=in_flight)
 
     assert rotation.summary.complete
-    assert sum(isinstance(event, events.ProxyQuarantined) for event in seen) <= 1
+    assert sum(isinstance(event, events.ProxyQuarantined) for event in observed) <= 1
 
 
-def test_proxy_that_returns_is_used_again_after_its_cool_down() -> None:
-    """20 of 40 dead proxies return after 10 minutes; each is probed 30 minutes after it was quarantined."""
-    back = 600.0
-    api = Api(
-        lambda host, _, now: DEAD if int(host[1:]) < 20 or (int(host[1:]) < 40 and now < back) else None,
-        latency=20.0,
-    )
+def test_recovered_proxy_is_used_again_after_its_cool_down() -> None:
+    """
+    20 of 40 dead proxies recover after 10 minutes. Each is probed 30 minutes after the start of its
+    quarantine.
+    """
+    recovered_at = 600.0
 
-    rotation = night(api, 12_500, pool_of(500, cool_down=1800))
+    def fault(host: str, _account: str, now: float) -> str | None:
+        number = int(host[1:])
+        return DEAD if number < 20 or (number < 40 and now < recovered_at) else None
+
+    api = Api(fault, latency=20.0)
+
+    rotation = run_rotation(api, 12_500, pool_of(500, cool_down=1800))
 
     assert rotation.summary.complete
     assert rotation.summary.quarantined == 20
-    assert all(1800 < api.first[f"p{n}"] < back + 1800 for n in range(20, 40))
+    assert all(1800 < api.first[f"p{n}"] < recovered_at + 1800 for n in range(20, 40))
     assert all(api.requests[f"p{n}"] < 20 for n in range(20))
 
 
 def test_probe_costs_an_account_one_request_and_no_failover(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even without failovers, it gets another proxy."""
+    """The account gets another proxy although the pool allows no failovers."""
     api, memory = Api(lambda host, *_: DEAD if host == "p0" else None), Memory()
     monkeypatch.setattr(time, "time", lambda: 1e6)
-    memory.quarantined["p0:3128"] = 1e6 - 3601, 1e6 - 1  # for an hour, which is over
+    memory.quarantined["p0:3128"] = 1e6 - 3601, 1e6 - 1  # an hour of quarantine, which is over
 
-    rotation = night(api, 1, pool_of(2, failovers=0), memory=memory)
+    rotation = run_rotation(api, 1, pool_of(2, failovers=0), memory=memory)
 
     assert rotation.summary.complete
     assert api.requests == {"p0": 1, "p1": 1}
@@ -249,21 +258,21 @@ def test_probe_costs_an_account_one_request_and_no_failover(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("spread", [1, 12], ids=["at the beginning of the list", "all over the list"])
-def test_three_nights_waste_few_requests_on_dead_proxies(
+def test_dead_proxies_of_the_first_night_get_one_request_in_each_later_night(
     spread: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 of 500 are dead in the first night, and 20 of these are back in the second."""
+    """40 of 500 proxies are dead in the first night, and 20 of them have recovered in the second night."""
     memory, wasted = Memory(), list[int]()
-    for number, count in enumerate((40, 20, 20)):
-        monkeypatch.setattr(time, "time", lambda: 1e6 + number * 86_400)  # noqa: B023
+    for night, count in enumerate((40, 20, 20)):
+        monkeypatch.setattr(time, "time", lambda: 1e6 + night * 86_400)  # noqa: B023
         dead = {f"p{n * spread}" for n in range(count)}
         api = Api(lambda host, *_: DEAD if host in dead else None)  # noqa: B023
 
-        rotation = night(api, 6_000, pool_of(500), memory=memory)
+        rotation = run_rotation(api, 6_000, pool_of(500), memory=memory)
 
         assert rotation.summary.complete
         assert memory.quarantined.keys() == {f"{host}:3128" for host in dead}
         assert api.first.keys() == {f"p{n}" for n in range(500)} - dead
         wasted.append(sum(api.requests[host] for host in dead))
 
-    assert wasted[1:] == [20, 20]  # one probe of each
+    assert wasted[1:] == [20, 20]  # one probe of each quarantined proxy that is still dead

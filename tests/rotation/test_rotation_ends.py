@@ -1,29 +1,41 @@
-"""How a rotation ends before its last account, and what the next run makes of it."""
+"""Rotations that end before their last account (stops, halts, limits), and how the next run continues."""
 
 import asyncio
-import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from postpress_async import CustomProxy, Fleet, ManagedProxy, Outcome, Pace, RetryPolicy, errors, events
+from postpress_async import (
+    AccountPatched,
+    Fleet,
+    ManagedProxy,
+    Pace,
+    RetryPolicy,
+    errors,
+    events,
+)
 from postpress_async.rotation import Halt, Refusal, Rotation, State
 from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation.journal import Journal
 from postpress_async.sandbox import Fault, Sandbox
-from tests.rotation.test_rotation import US, Stub, make, recorded, refusal, rows
 from tests.support.journals import crash_copy
-from tests.support.virtual_world import World, in_virtual_time, now, world
-
-OWN = CustomProxy(host="proxy.example.com", port=8080)
-
-
-async def collect(rotation: Rotation) -> list[Outcome]:
-    async with rotation:
-        return [outcome async for outcome in rotation]
+from tests.support.rotations import (
+    US,
+    Stub,
+    api_error,
+    assert_nothing_left_open,
+    collect,
+    make_rotation,
+    managed_rows,
+    query,
+    states_by_account,
+)
+from tests.support.virtual_world import in_virtual_time, now
+from tests.support.virtual_world import world as virtual_world
 
 
 @pytest.fixture
@@ -35,36 +47,37 @@ def changes(count: int, change: Any = US) -> dict[str, Any]:
     return {f"acc_{number}": change for number in range(count)}
 
 
-# --- Told to stop ---
+# --- Stops ---
 
 
 @in_virtual_time
-async def test_after_a_stop_nothing_more_is_sent_no_retry_either() -> None:
-    """Ctrl-C in an outage: who backs off, or waits for the pace, would go on for hours."""
-    at: World
-    async with world() as at:
-        at.server.faults.script("acc_1", *["errors/provider_error"] * 99)
-        async with at.session.rotate(changes(50), in_flight=10) as rotation:
-            while "acc_1" not in {e.account_id for _, e in at.events if isinstance(e, events.RetryScheduled)}:
+async def test_stop_sends_no_further_requests_or_retries() -> None:
+    """
+    In an outage, accounts in backoff and accounts that wait for the pace could otherwise take hours after
+    Ctrl-C.
+    """
+    async with virtual_world() as world:
+        world.server.faults.script("acc_1", *["errors/provider_error"] * 99)
+        async with world.session.rotate(changes(50), in_flight=10) as rotation:
+            while not any(isinstance(event, events.RetryScheduled) for _, event in world.events):
                 await anext(rotation)
             stopped_at = now()
             rotation.stop()
-            left = [outcome async for outcome in rotation]
-        sent = [at_ for at_, event in at.events if isinstance(event, events.AttemptStarted)]
+            remaining = [outcome async for outcome in rotation]
+        sent_at = [time for time, event in world.events if isinstance(event, events.AttemptStarted)]
 
-        assert max(sent) <= stopped_at
-        assert now() - stopped_at < 0.2  # an answer's time, not a wait's
-        assert {outcome.state for outcome in left} == {State.PATCHED, State.SKIPPED}
-        assert at.left() == dict.fromkeys(at.left(), 0)
+        assert max(sent_at) <= stopped_at
+        assert now() - stopped_at < 0.2  # the requests in flight take 0.05 s, the next backoff up to 0.5 s
+        assert {outcome.state for outcome in remaining} == {State.PATCHED, State.SKIPPED}
+        assert_nothing_left_open(world)
 
 
 @in_virtual_time
-async def test_a_stop_in_an_outage_ends_at_once() -> None:
+async def test_stop_during_an_outage_ends_the_rotation_at_once() -> None:
     """The circuit breaker is open, so only a probe is in flight."""
-    at: World
-    async with world() as at:
-        await at.server.outage("503")
-        async with at.session.rotate(changes(500), in_flight=50) as rotation:
+    async with virtual_world() as world:
+        await world.server.outage("503")
+        async with world.session.rotate(changes(500), in_flight=50) as rotation:
             await asyncio.sleep(60)
             stopped_at = now()
             rotation.stop()
@@ -75,22 +88,21 @@ async def test_a_stop_in_an_outage_ends_at_once() -> None:
 
 
 @in_virtual_time
-async def test_accounts_that_only_waited_for_a_permit_have_no_error() -> None:
-    """They were not sent because the rotation was stopped, which is no error of the service."""
-    at: World
-    async with world(Pace(rate=10.0)) as at:
-        async with at.session.rotate(changes(100), in_flight=50) as rotation:
+async def test_accounts_that_waited_for_a_permit_at_the_stop_have_no_error_type() -> None:
+    """They were not sent because the rotation was stopped, not because the service failed."""
+    async with virtual_world(Pace(rate=10.0)) as world:
+        async with world.session.rotate(changes(100), in_flight=50) as rotation:
             await anext(rotation)
             rotation.stop()
-            left = [outcome async for outcome in rotation]
+            remaining = [outcome async for outcome in rotation]
 
         assert rotation.summary.states[State.SKIPPED] > 90
         assert not rotation.summary.errors
-        assert all(outcome.error_type is None for outcome in left)
+        assert all(outcome.error_type is None for outcome in remaining)
 
 
-async def test_temporarily_refused_accounts_get_a_new_key_in_the_next_run(journal) -> None:
-    """The store of keys would give it the refusal of last night."""
+async def test_account_stopped_before_its_retry_gets_a_new_key_in_the_next_run(journal) -> None:
+    """With the old key, the API would replay the error response."""
     async with Sandbox() as sandbox:
         sandbox.script("acc_1", "errors/provider_error")
         async with sandbox.session(retry=RetryPolicy(first_wait=60.0)) as session:
@@ -98,7 +110,7 @@ async def test_temporarily_refused_accounts_get_a_new_key_in_the_next_run(journa
                 while not rotation.retrying:
                     await asyncio.sleep(0)
                 rotation.stop()
-        assert recorded(journal) == {"acc_1": "skipped"}
+        assert states_by_account(journal) == {"acc_1": "skipped"}
         async with sandbox.session(retry=RetryPolicy(attempts=1)) as session:
             [outcome] = await collect(session.rotate({"acc_1": US}, journal=journal))
 
@@ -106,23 +118,23 @@ async def test_temporarily_refused_accounts_get_a_new_key_in_the_next_run(journa
     assert sandbox.record.replayed == 0
 
 
-async def test_a_doubt_that_is_cut_short_stays_one(journal) -> None:
-    """The response was lost, and the stop left no time to retry."""
+async def test_account_in_doubt_that_is_stopped_before_its_retry_stays_in_doubt(journal) -> None:
+    """The response was lost. The next run must reuse the key, or the account gets a second managed proxy."""
     async with Sandbox() as sandbox, sandbox.session(retry=RetryPolicy(first_wait=60.0)) as session:
         sandbox.script("acc_1", "lost")
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
             while not rotation.retrying:
                 await asyncio.sleep(0)
             rotation.stop()
-        assert recorded(journal) == {"acc_1": "unknown"}
+        assert states_by_account(journal) == {"acc_1": "unknown"}
         await collect(session.rotate({"acc_1": US}, journal=journal))
 
-    assert recorded(journal) == {"acc_1": "patched"}
+    assert states_by_account(journal) == {"acc_1": "patched"}
     assert sandbox.record.managed_handed_out == 1
 
 
-async def test_a_refusal_that_is_final_is_so_after_a_stop_too(journal) -> None:
-    """The request in flight got its response, so the next run need not send the account."""
+async def test_account_that_gets_a_final_error_after_the_stop_is_failed(journal) -> None:
+    """The next run need not send the account."""
     async with Sandbox(latency=0.02) as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(type="errors/resource_not_found", latency=0.01))
         async with session.rotate({"acc_1": US}, journal=journal) as rotation:
@@ -130,11 +142,10 @@ async def test_a_refusal_that_is_final_is_so_after_a_stop_too(journal) -> None:
                 await asyncio.sleep(0)
             rotation.stop()
 
-    assert recorded(journal) == {"acc_1": "failed"}
+    assert states_by_account(journal) == {"acc_1": "failed"}
 
 
-async def test_a_session_that_closes_ends_its_rotations() -> None:
-    """Their waits are the session's; none of them may outlive it."""
+async def test_closing_the_session_ends_the_backoff_of_its_rotations() -> None:
     async with Sandbox() as sandbox:
         session = sandbox.session(retry=RetryPolicy(first_wait=60.0))
         sandbox.script("acc_1", *["errors/provider_error"] * 9)
@@ -151,59 +162,54 @@ async def test_a_session_that_closes_ends_its_rotations() -> None:
 # --- Halts ---
 
 
-async def test_too_many_failures_halt_the_rotation(journal) -> None:
-    """A list of proxies that is wrong is noticed after ten accounts, not after a hundred thousand."""
-    stub = Stub(**{f"acc_{n}": refusal("proxy_error") for n in range(10)})
+async def test_rotation_halts_when_the_threshold_of_failures_is_reached(journal) -> None:
+    stub = Stub(**{f"acc_{n}": api_error("proxy_error") for n in range(10)})
 
-    rotation = make(stub, journal, in_flight=2, halt=Halt(failures=3))
+    rotation = make_rotation(stub, journal, in_flight=2, halt=Halt(failures=3))
     await collect(rotation)
 
     assert rotation.summary.halted == (
         "3 accounts failed, all with errors/proxy_error, which is the threshold"
     )
     assert 3 <= len(stub.account_ids) <= 4  # one more was in flight
-    states = Counter(recorded(journal).values())
+    states = Counter(states_by_account(journal).values())
     assert states["skipped"] == 10 - len(stub.account_ids)
-    with sqlite3.connect(journal) as connection:
-        [(reason,)] = connection.execute("SELECT halted FROM runs")
-    connection.close()
-    assert reason == rotation.summary.halted
+    assert query(journal, "SELECT halted FROM runs") == [(rotation.summary.halted,)]
 
 
-async def test_the_next_run_forgets_the_halt(journal) -> None:
-    """Failures of the last night do not count in this one: if the cause remains, it halts again."""
-    await collect(make(Stub(acc_0=refusal("proxy_error")), journal, in_flight=1, halt=Halt(failures=1)))
-    rotation = make(Stub(), journal, in_flight=1, halt=Halt(failures=1))
+async def test_next_run_does_not_count_failures_of_a_halted_run(journal) -> None:
+    halt = Halt(failures=1)
+    await collect(make_rotation(Stub(acc_0=api_error("proxy_error")), journal, in_flight=1, halt=halt))
+    rotation = make_rotation(Stub(), journal, in_flight=1, halt=halt)
     await collect(rotation)
 
     assert rotation.summary.halted is None
-    assert Counter(recorded(journal).values()) == {"failed": 1, "patched": 9}
+    assert Counter(states_by_account(journal).values()) == {"failed": 1, "patched": 9}
 
 
-async def test_the_canary_goes_first_and_alone() -> None:
-    """Three accounts are sent; the other seven only when all three are patched."""
-    begun: list[str] = []
-    gate = asyncio.Event()
+async def test_canary_is_sent_first_and_the_others_only_after_it_passed() -> None:
+    started: list[str] = []
+    may_respond = asyncio.Event()
 
     async def update(account_id: str, *_: Any) -> Any:
-        begun.append(account_id)
-        await gate.wait()
-        return await Stub()(account_id, US, *_[1:])
+        started.append(account_id)
+        await may_respond.wait()
+        return AccountPatched(account_id)
 
-    async with make(update, in_flight=5, halt=Halt(canary=3)) as rotation:
+    async with make_rotation(update, in_flight=5, halt=Halt(canary=3)) as rotation:
         for _ in range(100):
             await asyncio.sleep(0)
-        assert begun == ["acc_0", "acc_1", "acc_2"]
-        gate.set()
+        assert started == ["acc_0", "acc_1", "acc_2"]
+        may_respond.set()
         outcomes = [outcome async for outcome in rotation]
 
     assert len(outcomes) == 10
 
 
-async def test_a_canary_that_dies_sends_nobody_else(journal) -> None:
-    stub = Stub(acc_0=refusal("proxy_error"), acc_1=refusal("proxy_error"))
+async def test_no_further_account_is_sent_after_a_failed_canary(journal) -> None:
+    stub = Stub(acc_0=api_error("proxy_error"), acc_1=api_error("proxy_error"))
 
-    rotation = make(stub, journal, in_flight=5, halt=Halt(canary=4))
+    rotation = make_rotation(stub, journal, in_flight=5, halt=Halt(canary=4))
     await collect(rotation)
 
     assert sorted(stub.account_ids) == ["acc_0", "acc_1", "acc_2", "acc_3"]
@@ -211,54 +217,52 @@ async def test_a_canary_that_dies_sends_nobody_else(journal) -> None:
 
 
 @pytest.mark.parametrize("canary", [1, 5, 10, 11, 1000])
-async def test_a_canary_never_keeps_the_end_waiting(canary) -> None:
-    """With refused rows, or fewer rows than the canary, the rotation does not wait for more."""
+async def test_rotation_ends_although_the_canary_is_never_full(canary) -> None:
+    """Rows are refused, or there are fewer rows than the canary needs."""
 
-    def mixed() -> Iterator[Any]:
-        for row in rows():
+    def every_second_refused() -> Iterator[Any]:
+        for row in managed_rows():
             yield Refusal(row.ordinal, None, None, None, "a reason", "an advice") if row.ordinal % 2 else row
 
+    halt = Halt(canary=canary)
     async with asyncio.timeout(5):
         outcomes = await collect(
-            Rotation(Stub(), mixed(), in_flight=3, halt=Halt(canary=canary), finite=True)
+            Rotation(Stub(), every_second_refused(), in_flight=3, halt=halt, finite=True)
         )
 
     assert len(outcomes) == 10
 
 
-async def test_a_canary_can_be_stopped() -> None:
-    """Workers that wait for the end of the canary are woken."""
-
-    async def never(*_: Any) -> Any:
+async def test_cancellation_wakes_workers_that_wait_for_the_canary() -> None:
+    async def never_end(*_: Any) -> Any:
         await asyncio.get_running_loop().create_future()
 
-    rotation = make(never, in_flight=5, halt=Halt(canary=1))
+    rotation = make_rotation(never_end, in_flight=5, halt=Halt(canary=1))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await collect(rotation)
     assert rotation.summary.states == {State.UNKNOWN: 1}
 
 
-# --- A limit ---
+# --- Limits ---
 
 
-async def test_a_limit_takes_so_many_and_skips_the_rest(journal) -> None:
-    """A first look at a fleet: the next run, without a limit, does the others."""
+async def test_limit_sends_that_many_accounts_and_the_next_run_sends_the_rest(journal) -> None:
     first, second = Stub(), Stub()
-    rotation = make(first, journal, in_flight=3, limit=4)
+    rotation = make_rotation(first, journal, in_flight=3, limit=4)
     await collect(rotation)
 
     assert len(first.account_ids) == 4
     assert not rotation.summary.stopped
     assert not rotation.summary.complete
-    assert Counter(recorded(journal).values()) == {"patched": 4, "skipped": 6}
-    await collect(make(second, journal))
-    assert sorted(second.account_ids) == sorted(set(recorded(journal)) - set(first.account_ids))
+    assert Counter(states_by_account(journal).values()) == {"patched": 4, "skipped": 6}
+    await collect(make_rotation(second, journal))
+    assert sorted(second.account_ids) == sorted(set(states_by_account(journal)) - set(first.account_ids))
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
-async def test_rows_that_are_refused_do_not_use_a_limit_up(journal, in_flight) -> None:
-    """Refused rows are refused in each run: three of them first would use up a limit of three."""
+async def test_refused_rows_do_not_count_towards_the_limit(journal, in_flight) -> None:
+    """Refused rows are refused in each run, so the first three rows would use up every limit up to three."""
     pairs: list[Any] = [("no id", US)] * 3 + list(changes(4).items())
     async with Sandbox() as sandbox, sandbox.session() as session:
         for _ in range(2):
@@ -268,90 +272,86 @@ async def test_rows_that_are_refused_do_not_use_a_limit_up(journal, in_flight) -
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "4"], ids=repr)
-async def test_a_limit_is_a_number(limit, sandbox) -> None:
+async def test_limit_must_be_a_whole_number_from_1(limit, sandbox) -> None:
     async with sandbox.session() as session:
         with pytest.raises(ValueError, match="limit must be a whole number"):
             session.rotate({}, limit=limit)
 
 
-# --- What the next run does with doubts and failures ---
+# --- Accounts in doubt and failed accounts in the next run ---
 
 
-async def test_doubts_can_be_left_to_a_person(journal) -> None:
-    """With `report`, accounts that may have got a proxy are not sent again."""
-    doubt = refusal("request_timeout", applied=errors.Applied.UNKNOWN, attempts=(object(),))
-    await collect(make(Stub(acc_2=doubt), journal))
-    left = Rotation(
-        again := Stub(),
-        rows(),
-        in_flight=3,
-        finite=True,
-        journal=lambda: Journal.open(journal, on_unknown="report"),
-    )
-    await collect(left)
+async def test_on_unknown_report_does_not_send_accounts_in_doubt(journal) -> None:
+    timeout = api_error("request_timeout", applied=errors.Applied.UNKNOWN, attempts=(object(),))
+    await collect(make_rotation(Stub(acc_2=timeout), journal))
+    second = Stub()
+    opener = partial(Journal.open, journal, on_unknown="report")
+    rotation = Rotation(second, managed_rows(), in_flight=3, finite=True, journal=opener)
+    await collect(rotation)
 
-    assert again.account_ids == []
-    assert left.summary.states == {State.PATCHED: 9, State.UNKNOWN: 1}
-    assert not left.summary.complete
+    assert second.account_ids == []
+    assert rotation.summary.states == {State.PATCHED: 9, State.UNKNOWN: 1}
+    assert not rotation.summary.complete
 
 
-async def test_on_unknown_report_leaves_accounts_of_a_dead_run(journal) -> None:
-    """The recorded rows say "not sent", but the dead run may have sent them since."""
-    stopped = make(Stub(), journal)
+async def test_on_unknown_report_does_not_send_accounts_that_a_killed_run_may_have_sent(journal) -> None:
+    """The accounts are recorded as skipped, but the killed run may have sent them since."""
+    stopped = make_rotation(Stub(), journal)
     async with stopped:
         stopped.stop()
         await stopped.run()
-    assert set(recorded(journal).values()) == {"skipped"}
-    held = Journal.open(journal)
+    assert set(states_by_account(journal).values()) == {"skipped"}
+    running = Journal.open(journal)
     copy = crash_copy(journal)
-    await held.aclose()
+    await running.aclose()
 
-    again = Stub()
-    last = Rotation(again, rows(), in_flight=3, journal=lambda: Journal.open(copy, on_unknown="report"))
+    last_stub = Stub()
+    opener = partial(Journal.open, copy, on_unknown="report")
+    last = Rotation(last_stub, managed_rows(), in_flight=3, journal=opener)
     await collect(last)
 
-    assert again.account_ids == []
+    assert last_stub.account_ids == []
     assert last.summary.states == {State.UNKNOWN: 10}
-    assert set(recorded(copy).values()) == {"unknown"}
+    assert set(states_by_account(copy).values()) == {"unknown"}
 
 
-async def test_failed_accounts_can_be_sent_again_with_new_keys(journal) -> None:
-    """The account was reconnected meanwhile; the store of keys still knows the old refusal."""
+async def test_on_failed_retry_sends_failed_accounts_with_new_keys(journal) -> None:
+    """With the old key, the API would replay the error response although the account was reconnected."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", "errors/disconnected_account")
         await collect(session.rotate(changes(3), journal=journal))
-        assert Counter(recorded(journal).values()) == {"patched": 2, "failed": 1}
+        assert Counter(states_by_account(journal).values()) == {"patched": 2, "failed": 1}
         [outcome] = await collect(session.rotate(changes(3), journal=journal, on_failed="retry"))
 
     assert outcome.state is State.PATCHED
     assert sandbox.record.replayed == 0
-    assert set(recorded(journal).values()) == {"patched"}
+    assert set(states_by_account(journal).values()) == {"patched"}
 
 
 @pytest.mark.parametrize("name", ["on_unknown", "on_failed"])
-async def test_unknown_choice_is_refused(name, sandbox) -> None:
+async def test_other_values_of_on_unknown_and_on_failed_are_rejected(name, sandbox) -> None:
     async with sandbox.session() as session:
         with pytest.raises(ValueError, match=f'{name} must be "retry" or "report"'):
             session.rotate({}, **{name: "ignore"})
 
 
-# --- A fleet that is taken up again ---
+# --- Resumed fleets ---
 
 
-def fleet(folder: Path, count: int = 20) -> Path:
+def write_fleet(folder: Path, count: int = 20) -> Path:
     path = folder / "fleet.csv"
     lines = [f"acc_{n},US" for n in range(count)]
-    lines.insert(5, "acc_3,US")  # named twice
+    lines.insert(5, "acc_3,US")  # a duplicate, which is refused
     path.write_text("account_id,country\n" + "\n".join(lines) + "\n")
     return path
 
 
-async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal) -> None:
-    """Rows of completed accounts need no models; duplicates stay refused."""
+async def test_resumed_run_does_not_read_the_rows_of_completed_accounts(tmp_path, journal) -> None:
+    """The duplicate row is refused in each run."""
     async with Sandbox() as sandbox, sandbox.session() as session:
-        with Fleet.open(fleet(tmp_path)) as opened:
+        with Fleet.open(write_fleet(tmp_path)) as opened:
             first = await collect(session.rotate(opened, journal=journal, limit=12, in_flight=1))
-        with Fleet.open(fleet(tmp_path)) as opened:
+        with Fleet.open(write_fleet(tmp_path)) as opened:
             read: list[int] = []
             reader = reader_of(opened)
             original = reader.rows
@@ -364,87 +364,80 @@ async def test_a_fleet_that_is_taken_up_is_not_read_row_by_row(tmp_path, journal
             reader.rows = counted  # type: ignore[method-assign]
             second = await collect(session.rotate(opened, journal=journal))
 
-    assert len(first) == 13  # twelve, and the row that is refused
-    assert read == [5, *range(13, 21)]  # it is so again
+    assert len(first) == 13  # 12 accounts and the refused row
+    assert read == [5, *range(13, 21)]  # row 5 is the refused row
     assert sum(outcome.state is State.PATCHED for outcome in first + second) == 20
     assert sandbox.record.requests == 20
 
 
-async def test_a_journal_that_was_begun_without_the_file_checks_every_row(tmp_path, journal) -> None:
-    """The journal has no digest of the file: its account number 3 may be another one of the file."""
+async def test_journal_that_was_started_without_the_fleet_compares_every_row(tmp_path, journal) -> None:
+    """The journal has no digest of the file, so its first account may differ from the first row."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         await collect(session.rotate({"acc_other": US}, journal=journal))
-        with Fleet.open(fleet(tmp_path)) as opened:
+        with Fleet.open(write_fleet(tmp_path)) as opened:
             with pytest.raises(errors.JournalError, match="the journal has acc_other at position 1"):
                 await collect(session.rotate(opened, journal=journal))
 
 
-async def test_a_rotation_knows_how_many_there_are_where_that_can_be_known(
-    tmp_path, journal, sandbox
-) -> None:
-    """For progress displays, in this process or from another terminal."""
+async def test_total_is_known_for_mappings_and_surveyed_fleets(tmp_path, journal, sandbox) -> None:
+    """The total is also recorded in the journal, so that another terminal can show the progress."""
 
-    async def asynchronous() -> AsyncIterator[tuple[str, ManagedProxy]]:
+    async def async_pairs() -> AsyncIterator[tuple[str, ManagedProxy]]:
         yield "acc_1", US
 
     async with sandbox.session() as session:
         assert session.rotate(changes(7)).total == 7
         assert session.rotate(iter(changes(7).items())).total is None
-        assert session.rotate(asynchronous()).total is None
-        with Fleet.open(fleet(tmp_path)) as opened:
+        assert session.rotate(async_pairs()).total is None
+        with Fleet.open(write_fleet(tmp_path)) as opened:
             assert session.rotate(opened).total is None
             opened.survey()
             assert session.rotate(opened).total == 21
         await collect(session.rotate(changes(7), journal=journal))
 
-    with sqlite3.connect(journal) as connection:
-        [(total, began)] = connection.execute("SELECT total, began FROM runs")
-    connection.close()
-    assert total == 7
-    assert began > 1.7e9
+    assert query(journal, "SELECT total FROM runs") == [(7,)]
 
 
-# --- What a run leaves as it found it ---
+# --- Accounts that a run does not reach ---
 
 
-def died(journal: Path) -> None:
-    """Make the last run on *journal* one that was killed."""
-    with sqlite3.connect(journal) as connection:
-        connection.execute("INSERT INTO run VALUES ('under way', 1)")
-        connection.execute(
-            "UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE state = 'skipped' "
-            "AND ordinal < (SELECT value FROM run WHERE name = 'reached')"
-        )
-    connection.close()
+def make_killed(journal: Path) -> None:
+    """Change *journal* so that its last run counts as killed."""
+    query(journal, "INSERT INTO run VALUES ('under way', 1)")
+    query(
+        journal,
+        "UPDATE outcomes SET state = 'unknown', applied = 'unknown' WHERE state = 'skipped' "
+        "AND ordinal < (SELECT value FROM run WHERE name = 'reached')",
+    )
 
 
-async def test_accounts_maybe_sent_by_a_dead_run_and_not_reached_by_this_one_are_counted(journal) -> None:
-    """Else a night of ten accounts and a limit of five ends as complete, with exit code 0."""
-    await collect(make(Stub(), journal, limit=2))
-    died(journal)
-    rotation = make(Stub(), journal, limit=3)
+async def test_accounts_in_doubt_beyond_the_limit_are_counted_as_unknown(journal) -> None:
+    """Otherwise a run that leaves accounts in doubt would end with exit code 0."""
+    await collect(make_rotation(Stub(), journal, limit=2))
+    make_killed(journal)
+    rotation = make_rotation(Stub(), journal, limit=3)
     await collect(rotation)
 
     assert rotation.summary.states == {State.PATCHED: 5, State.UNKNOWN: 5}
     assert not rotation.summary.complete
 
 
-async def test_a_run_that_does_not_reach_an_account_does_not_forget_its_spent_key(journal) -> None:
-    """The account was refused while the run stopped; with the same key, the API may replay the refusal."""
+async def test_used_key_is_remembered_by_a_run_that_does_not_reach_the_account(journal) -> None:
+    """With the used key, the API might replay the error response in a later run."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", Fault(type="errors/provider_error", latency=0.05))
         async with session.rotate(changes(2), journal=journal, in_flight=2) as rotation:
             await anext(rotation)
             rotation.stop()
             await rotation.run()
-        assert recorded(journal) == {"acc_0": "patched", "acc_1": "skipped"}
+        assert states_by_account(journal) == {"acc_0": "patched", "acc_1": "skipped"}
         async with session.rotate(changes(2), journal=journal) as rotation:
             rotation.stop()
             await rotation.run()
         assert rotation.summary.states == {State.PATCHED: 1, State.SKIPPED: 1}
     third = Stub()
-    await collect(
-        Rotation(third, rows(["acc_0", "acc_1"]), in_flight=1, journal=lambda: Journal.open(journal))
-    )
+    opener = partial(Journal.open, journal)
+    await collect(Rotation(third, managed_rows(["acc_0", "acc_1"]), in_flight=1, journal=opener))
 
-    assert [str(key).rsplit("-", 1)[1] for key in third.keys] == ["2"]  # a fresh one for each run
+    generations = [str(key).rsplit("-", 1)[1] for key in third.keys]
+    assert generations == ["2"]  # each of the three runs starts with a new key

@@ -1,4 +1,4 @@
-"""One call for many accounts: every account has an outcome, in the caller's order, within the deadline."""
+"""`update_many`: every account has an outcome, in the order of the input, within the deadline."""
 
 import asyncio
 from contextlib import suppress
@@ -20,17 +20,19 @@ from postpress_async.errors import Applied
 from postpress_async.models import FieldError
 from postpress_async.rotation import State
 from postpress_async.sandbox import Sandbox
-from tests.support.virtual_world import in_virtual_time, now, world
+from tests.support.rotations import assert_nothing_left_open
+from tests.support.virtual_world import in_virtual_time, now
+from tests.support.virtual_world import world as virtual_world
 
 US, DE = ManagedProxy(country="US"), ManagedProxy(country="DE")
-P0 = CustomProxy(host="p0.example.net", port=8080)
+PROXY = CustomProxy(host="p0.example.net", port=8080)
 ACCOUNTS = [f"acc_{number}" for number in range(50)]
 
 
-# --- The typical service ---
+# --- Outcomes within the deadline ---
 
 
-async def test_a_service_updates_fifty_accounts_in_three_lines() -> None:
+async def test_fifty_accounts_are_updated_with_one_call() -> None:
     async with Sandbox() as sandbox, sandbox.session() as session:
         results = await session.update_many(dict.fromkeys(ACCOUNTS, US))
         assert results.ok
@@ -41,9 +43,9 @@ async def test_a_service_updates_fifty_accounts_in_three_lines() -> None:
 
 
 @in_virtual_time
-async def test_a_disconnected_an_unknown_and_a_hanging_account_fail_alone() -> None:
-    """The three are classified, the other 47 are patched, and the call returns at its deadline."""
-    async with world() as (server, session, _, _):
+async def test_failing_and_hanging_accounts_do_not_affect_the_others() -> None:
+    """The call returns at its deadline although one account hangs."""
+    async with virtual_world() as (server, session, _, _):
         server.faults.script("acc_3", "errors/disconnected_account")
         server.faults.script("acc_4", "errors/resource_not_found")
         server.faults.script("acc_5", *["hang"] * 9)
@@ -65,9 +67,9 @@ async def test_a_disconnected_an_unknown_and_a_hanging_account_fail_alone() -> N
 
 
 @in_virtual_time
-async def test_what_was_not_sent_at_the_deadline_is_skipped() -> None:
-    """Two at once of 0.05 s each, and 0.12 s: four are patched, two in flight, the others never sent."""
-    async with world(Pace(adaptive=False)) as (server, session, _, _):
+async def test_accounts_not_sent_at_the_deadline_are_skipped() -> None:
+    """Two accounts at a time take 0.05 s each. After 0.12 s, four are patched and two are in flight."""
+    async with virtual_world(Pace(adaptive=False)) as (server, session, _, _):
         results = await session.update_many(dict.fromkeys(ACCOUNTS, US), deadline=0.12, in_flight=2)
 
         assert now() == pytest.approx(0.12, abs=0.01)
@@ -82,10 +84,10 @@ async def test_what_was_not_sent_at_the_deadline_is_skipped() -> None:
 
 
 @in_virtual_time
-async def test_an_account_in_backoff_at_the_deadline_has_its_last_error() -> None:
+async def test_account_in_backoff_at_the_deadline_has_its_last_error() -> None:
     """`update_proxy` raises the same error when its deadline passes in backoff."""
-    policy = RetryPolicy(first_wait=30.0, max_wait=30.0, wait=lambda _: 30.0)
-    async with world(retry=policy) as (server, session, _, _):
+    policy = RetryPolicy(wait=lambda _: 30.0)
+    async with virtual_world(retry=policy) as (server, session, _, _):
         server.faults.script("acc_1", "errors/proxy_error")
 
         results = await session.update_many({"acc_1": US, "acc_2": US}, deadline=5)
@@ -97,10 +99,10 @@ async def test_an_account_in_backoff_at_the_deadline_has_its_last_error() -> Non
 
 
 @in_virtual_time
-async def test_without_a_deadline_the_policy_s_deadline_limits_each_account() -> None:
-    """A rotation waits out an outage for hours; a service's call does not."""
+async def test_without_a_deadline_each_account_has_the_deadline_of_the_retry_policy() -> None:
+    """Unlike a rotation, the call does not wait for hours until an outage ends."""
     policy = RetryPolicy(attempts=1000, deadline=60.0)
-    async with world(retry=policy) as (server, session, _, _):
+    async with virtual_world(retry=policy) as (server, session, _, _):
         server.faults.script("acc_1", *["errors/service_unavailable"] * 1000)
 
         results = await session.update_many({"acc_1": US, "acc_2": US})
@@ -110,7 +112,7 @@ async def test_without_a_deadline_the_policy_s_deadline_limits_each_account() ->
     assert results["acc_2"].state is State.PATCHED
 
 
-async def test_the_retry_policy_of_the_call_overrides_the_session_s() -> None:
+async def test_retry_policy_of_the_call_overrides_that_of_the_session() -> None:
     async with Sandbox() as sandbox, sandbox.session(retry=RetryPolicy(attempts=4)) as session:
         sandbox.script("acc_1", *["errors/proxy_error"] * 4)
 
@@ -122,14 +124,14 @@ async def test_the_retry_policy_of_the_call_overrides_the_session_s() -> None:
 
 @pytest.mark.parametrize("strategy", ["retry", "wait", "stop", "before_sleep"])
 @in_virtual_time
-async def test_error_of_a_retry_strategy_is_raised_itself(strategy: str) -> None:
-    """The error is not in an exception group; requests in flight are completed first."""
+async def test_error_of_a_retry_strategy_is_raised_without_an_exception_group(strategy: str) -> None:
+    """The call first waits until the requests in flight are completed."""
 
-    def mistake(_about: object) -> Any:
+    def fail(_retry_state: object) -> Any:
         raise KeyError("mistake")
 
-    options: dict[str, Any] = {strategy: mistake}
-    async with world() as (server, session, _, _):
+    options: dict[str, Any] = {strategy: fail}
+    async with virtual_world() as (server, session, _, _):
         server.faults.script("acc_3", "errors/service_unavailable")
         server.faults.script("acc_4", "errors/service_unavailable")
 
@@ -139,7 +141,7 @@ async def test_error_of_a_retry_strategy_is_raised_itself(strategy: str) -> None
         assert server.record.in_flight == 0
 
 
-async def test_a_pool_gives_accounts_their_proxies_and_replaces_dead_ones() -> None:
+async def test_accounts_get_working_proxies_of_the_pool() -> None:
     pool = ProxyPool([CustomProxy(host=f"p{number}.example.net", port=8080) for number in range(3)])
     async with Sandbox(dead_proxies={"p0.example.net:8080"}) as sandbox:
         policy = RetryPolicy(first_wait=0.001, max_wait=0.001)
@@ -155,7 +157,7 @@ async def test_a_pool_gives_accounts_their_proxies_and_replaces_dead_ones() -> N
 # --- Errors ---
 
 
-async def test_failures_are_raised_as_one_group_on_request() -> None:
+async def test_raise_for_failures_raises_one_group_with_all_errors() -> None:
     async with Sandbox() as sandbox, sandbox.session() as session:
         sandbox.script("acc_1", "errors/invalid_parameters")
         sandbox.script("acc_2", "errors/resource_not_found")
@@ -170,12 +172,12 @@ async def test_failures_are_raised_as_one_group_on_request() -> None:
     assert [str(error)[:6] for error in caught.value.exceptions] == ["acc_1:", "acc_2:"]
 
 
-async def test_nothing_is_raised_if_all_accounts_were_patched() -> None:
+async def test_raise_for_failures_does_nothing_if_all_accounts_were_patched() -> None:
     async with Sandbox() as sandbox, sandbox.session() as session:
         (await session.update_many({"acc_1": US})).raise_for_failures()
 
 
-async def test_a_refused_key_stops_the_call_and_every_account_has_an_error() -> None:
+async def test_refused_api_key_ends_the_call_and_every_account_has_an_error() -> None:
     async with Sandbox() as sandbox:
         async with PostPressSession("pp_wrong_key", base_url=sandbox.url) as session:
             results = await session.update_many(dict.fromkeys(ACCOUNTS, US), in_flight=2)
@@ -183,11 +185,11 @@ async def test_a_refused_key_stops_the_call_and_every_account_has_an_error() -> 
     assert list(results) == ACCOUNTS
     assert not results.patched
     assert all(outcome.error is not None for outcome in results.values())
-    assert sandbox.record.requests <= 21  # the first 20 responses prove it
+    assert sandbox.record.requests <= 21  # the first 20 responses prove that the key is refused
     assert "check the API key" in str(results["acc_49"].error)
 
 
-async def test_an_account_twice_with_the_same_change_is_sent_once() -> None:
+async def test_account_given_twice_with_the_same_change_is_sent_once() -> None:
     async with Sandbox() as sandbox, sandbox.session() as session:
         results = await session.update_many([("acc_1", US), ("acc_2", US), ("acc_1", US)])
 
@@ -196,7 +198,7 @@ async def test_an_account_twice_with_the_same_change_is_sent_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "fact"),
+    ("changes", "options", "message"),
     [
         pytest.param(
             [("acc_0", US), ("acc_1", US), ("acc_1", DE)], {}, "acc_1 occurs twice with different", id="twice"
@@ -211,28 +213,28 @@ async def test_an_account_twice_with_the_same_change_is_sent_once() -> None:
             {"acc_1": US}, {"deadline": "5"}, "deadline must be a number of seconds", id="text deadline"
         ),
         pytest.param({"acc_1": US}, {"retry": 3}, "retry must be a RetryPolicy", id="number of retries"),
-        pytest.param(["acc_1"], {"pool": [P0]}, "pool must be a ProxyPool, got list", id="list as pool"),
+        pytest.param(["acc_1"], {"pool": [PROXY]}, "pool must be a ProxyPool, got list", id="list as pool"),
         pytest.param(
-            {"acc_1": US}, {"pool": ProxyPool([P0])}, "no account would use the pool", id="unused pool"
+            {"acc_1": US}, {"pool": ProxyPool([PROXY])}, "no account would use the pool", id="unused pool"
         ),
-        pytest.param("acc_1", {"pool": ProxyPool([P0])}, "got str: put it into a list", id="one id"),
+        pytest.param("acc_1", {"pool": ProxyPool([PROXY])}, "got str: put it into a list", id="one id"),
         pytest.param(5, {}, "iterable of pairs, got int", id="number"),
         pytest.param(
             {"acc_0": US, "acc_1": "US"}, {}, r"acc_1: changes\[1\], change", id="names the account"
         ),
     ],
 )
-async def test_invalid_input_is_refused_before_anything_is_sent(
-    changes: Any, options: dict[str, Any], fact: str
+async def test_invalid_input_is_rejected_before_anything_is_sent(
+    changes: Any, options: dict[str, Any], message: str
 ) -> None:
     async with Sandbox() as sandbox, sandbox.session() as session:
-        with pytest.raises(ValueError, match=fact):
+        with pytest.raises(ValueError, match=message):
             await session.update_many(changes, **options)
 
     assert sandbox.record.requests == 0
 
 
-async def test_an_invalid_change_is_an_error_with_its_account_and_field() -> None:
+async def test_error_of_an_invalid_change_names_the_account_and_the_field() -> None:
     async with Sandbox() as sandbox, sandbox.session() as session:
         with pytest.raises(FieldError) as caught:
             await session.update_many({"acc_1": US, "acc_2": {"country": "XX"}})
@@ -243,8 +245,8 @@ async def test_an_invalid_change_is_an_error_with_its_account_and_field() -> Non
     assert sandbox.record.requests == 0
 
 
-async def test_twenty_disconnected_accounts_do_not_keep_the_others_from_being_sent() -> None:
-    """Before, this was reported as a refused API key, and 30 of 50 accounts were skipped."""
+async def test_twenty_disconnected_accounts_do_not_count_as_a_refused_api_key() -> None:
+    """Their 401 is about the account, so the remaining accounts are sent."""
     async with Sandbox() as sandbox, sandbox.session() as session:
         for account in ACCOUNTS[:20]:
             sandbox.script(account, "errors/disconnected_account")
@@ -261,41 +263,41 @@ async def test_no_changes_give_no_results() -> None:
     assert (dict(results), results.ok) == ({}, True)
 
 
-async def test_a_stream_is_refused_because_all_results_are_kept_in_memory() -> None:
-    async def stream() -> Any:
+async def test_asynchronous_iterable_is_rejected_because_all_results_are_kept_in_memory() -> None:
+    async def async_pairs() -> Any:
         yield "acc_1", US
 
     async with Sandbox() as sandbox, sandbox.session() as session:
         with pytest.raises(ValueError, match="got async_generator: use rotate for it"):
-            await session.update_many(stream())  # pyright: ignore[reportArgumentType]
+            await session.update_many(async_pairs())  # pyright: ignore[reportArgumentType]
 
 
-async def test_a_rotation_refuses_one_id_and_what_is_not_a_pool() -> None:
-    """The characters of a text would be account ids."""
+async def test_rotate_rejects_a_single_id_and_a_pool_of_another_type() -> None:
+    """The characters of the id would be taken for account ids."""
     session = PostPressSession("pp_key")
     with pytest.raises(ValueError, match="got str: put it into a list"):
-        session.rotate("acc_1", pool=ProxyPool([P0]))
+        session.rotate("acc_1", pool=ProxyPool([PROXY]))
     with pytest.raises(ValueError, match="pool must be a ProxyPool, got list"):
-        session.rotate(["acc_1"], pool=[P0])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        session.rotate(["acc_1"], pool=[PROXY])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 # --- Cancellation and closing ---
 
 
 @in_virtual_time
-async def test_cancelling_the_call_leaves_nothing_behind() -> None:
-    async with world() as w:
-        w.server.faults.script("acc_1", *["hang"] * 9)
+async def test_cancelled_call_leaves_no_task_or_connection_open() -> None:
+    async with virtual_world() as world:
+        world.server.faults.script("acc_1", *["hang"] * 9)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
-                await w.session.update_many(dict.fromkeys(ACCOUNTS, US))
+                await world.session.update_many(dict.fromkeys(ACCOUNTS, US))
         await asyncio.sleep(0)
 
-        assert not any(w.left().values())
+        assert_nothing_left_open(world)
         assert not [task for task in asyncio.all_tasks() if task.get_name() == "rotation-worker"]
 
 
-async def test_a_closed_session_raises() -> None:
+async def test_call_on_a_closed_session_raises() -> None:
     async with Sandbox() as sandbox:
         session = sandbox.session()
         await session.aclose()
@@ -304,8 +306,8 @@ async def test_a_closed_session_raises() -> None:
 
 
 @in_virtual_time
-async def test_closing_the_session_ends_the_call_and_the_results_say_so() -> None:
-    async with world() as (server, session, _, _):
+async def test_closing_the_session_ends_the_call_with_an_error_for_each_unpatched_account() -> None:
+    async with virtual_world() as (server, session, _, _):
         server.faults.script("acc_1", *["hang"] * 9)
         call = asyncio.create_task(session.update_many(dict.fromkeys(ACCOUNTS, US), in_flight=1))
         await asyncio.sleep(1)
@@ -313,19 +315,20 @@ async def test_closing_the_session_ends_the_call_and_the_results_say_so() -> Non
 
         results = await call
 
-    assert results["acc_0"].state is State.PATCHED
-    assert isinstance(results["acc_1"].error, errors.ConnectionLostError)
-    assert results["acc_1"].state is State.UNKNOWN
-    assert {outcome.state for outcome in list(results.values())[2:]} == {State.SKIPPED}
-    assert all(outcome.error is not None for outcome in list(results.values())[2:])
+    patched, in_flight, *not_sent = results.values()
+    assert patched.state is State.PATCHED
+    assert in_flight.state is State.UNKNOWN
+    assert isinstance(in_flight.error, errors.ConnectionLostError)
+    assert {outcome.state for outcome in not_sent} == {State.SKIPPED}
+    assert all(outcome.error is not None for outcome in not_sent)
 
 
 # --- Outcomes that the caller did not iterate over ---
 
 
 @in_virtual_time
-async def test_a_rotation_under_a_timeout_keeps_the_outcomes_that_were_not_consumed() -> None:
-    async with world(Pace(adaptive=False)) as (server, session, _, _):
+async def test_rotation_ended_by_a_timeout_keeps_the_outcomes_that_were_not_consumed() -> None:
+    async with virtual_world(Pace(adaptive=False)) as (server, session, _, _):
         server.faults.script("acc_2", *["hang"] * 9)
         changes = [(account, US) for account in ACCOUNTS[:6]]
         with suppress(TimeoutError):
@@ -341,15 +344,14 @@ async def test_a_rotation_under_a_timeout_keeps_the_outcomes_that_were_not_consu
     assert rotation.summary.total == 1 + len(unconsumed)
 
 
-async def test_every_outcome_of_a_rotation_that_is_not_patched_has_an_error() -> None:
-    """An invalid row, and an account for which no proxy is left, too."""
+async def test_outcomes_of_accounts_that_were_not_sent_have_an_error() -> None:
+    """Here, an invalid row and an account for which no proxy is left."""
     pool = ProxyPool([CustomProxy(host="p0.example.net", port=8080)], accounts_per_proxy=1)
 
-    def rows() -> Any:
-        yield from ["acc_1", "acc_2", "acc 3", ("acc_4", US)]
+    accounts: Any = iter(["acc_1", "acc_2", "acc 3", ("acc_4", US)])
 
     async with Sandbox() as sandbox, sandbox.session() as session:
-        async with session.rotate(rows(), pool=pool) as rotation:
+        async with session.rotate(accounts, pool=pool) as rotation:
             outcomes = {outcome.ordinal: outcome async for outcome in rotation}
 
     assert [outcomes[n].state for n in range(4)] == ["patched", "skipped", "skipped", "patched"]
@@ -358,7 +360,7 @@ async def test_every_outcome_of_a_rotation_that_is_not_patched_has_an_error() ->
     assert outcomes[2].error.scope is errors.Scope.REQUEST
 
 
-def test_results_are_a_mapping_without_methods_that_change_it() -> None:
+def test_results_cannot_be_changed() -> None:
     results = Results({})
 
     assert not hasattr(results, "__setitem__")
