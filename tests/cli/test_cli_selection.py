@@ -65,7 +65,7 @@ async def test_accounts_leave_a_subnet_of_which_the_list_still_has_proxies(night
     done = await arun(sandbox, *words)
     left = await arun(sandbox, "export", JOURNAL, "--assignments", "--on", "10.1.1.0/24")
 
-    assert preview.stderr.startswith("5 of 10 proxies are not used, being on 10.1.1.0/24\n")
+    assert preview.stderr.startswith("5 of 10 proxies are not used: they are on 10.1.1.0/24\n")
     assert preview.stdout.splitlines()[1].startswith("5 proxies in new.txt")
     assert done.stdout.startswith("10 accounts: 10 patched")
     assert len(left.stdout.splitlines()) == 1

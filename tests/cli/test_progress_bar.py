@@ -28,7 +28,7 @@ def test_bar_with_statistics_is_drawn_on_a_terminal(folder) -> None:
 
     assert process.returncode == 0
     assert stdout.startswith("1,000 accounts: 1,000 patched in ")
-    assert b"the canary of 10 accounts passed: the others follow" in shown
+    assert b"the canary of 10 accounts passed: sending the other accounts" in shown
     assert "1000/1000" in bar
     assert counts == "1,000 patched"
     assert "/s, p50 " in pace

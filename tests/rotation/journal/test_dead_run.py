@@ -250,10 +250,8 @@ async def test_export_says_how_many_accounts_have_no_line_yet(path: Path) -> Non
     after = CliRunner().invoke(cli, ["export", str(copy)])
 
     assert count
-    note = (
-        f"up to {count:,} more accounts may have been sent by a run that was killed: resume it to list them"
-    )
-    assert done.stderr == f"{note}\n"
+    fact = f"up to {count:,} more accounts may have been sent by a run that was killed"
+    assert done.stderr == f"{fact}. Resume the run to list them\n"
     assert after.stderr == ""
 
 
