@@ -1,4 +1,4 @@
-"""The bar on a terminal."""
+"""The progress bar on a terminal."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ pty = pytest.importorskip("pty", reason="there are no pseudo-terminals on this s
 
 @pytest.mark.slow
 def test_bar_with_statistics_is_drawn_on_a_terminal(folder) -> None:
-    """Messages are printed above it, and it shows the last account at the end."""
+    """Messages are printed above the bar, and at the end the bar shows all accounts as completed."""
     main, terminal = pty.openpty()
     words = [sys.executable, "-W", "error", "-m", "postpress_async", "rotate", "--sandbox", "--canary", "10"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=terminal, text=True)
@@ -20,7 +20,7 @@ def test_bar_with_statistics_is_drawn_on_a_terminal(folder) -> None:
     try:
         while part := os.read(main, 65_536):
             shown += part
-    except OSError:  # Linux raises it at the end
+    except OSError:  # Linux raises it when the process has closed the terminal
         pass
     os.close(main)
     stdout, _ = process.communicate()
