@@ -55,8 +55,8 @@ from postpress_async.rotation.report import write_report
 @option(
     "--assignments",
     is_flag=True,
-    help="Write the latest proxy or country of each account, from all runs of the journal that have patched "
-    "the account or may have patched it, instead of the outcomes of one run. Only as csv or jsonl.",
+    help="Write the proxy or country that each account got last, according to all runs of the journal, "
+    "instead of the outcomes of one run. Changes that may have been applied count. Only as csv or jsonl.",
 )
 def export(
     journal: str,

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,6 +18,9 @@ from postpress_async.rotation import Outcome, Rotation, State
 from postpress_async.rotation.journal._times import duration
 from postpress_async.session import PostPressSession
 
+if TYPE_CHECKING:
+    from postpress_async.cluster import Cluster
+
 _REDRAW_INTERVAL: Final = 0.1  # seconds
 
 _MAX_LINE_INTERVAL: Final = 60.0  # seconds
@@ -27,19 +30,10 @@ _MAX_LATENCIES: Final = 2_000  # the percentiles are those of the latest account
 _RATE_WINDOW: Final = 10.0  # seconds
 
 
-class Sender(Protocol):
-    """The part of a session or cluster that the progress display needs."""
-
-    @property
-    def paused(self) -> bool:
-        """Whether all calls wait because the service is down."""
-        ...
-
-
 class ProgressStats:
     """Statistics of a running rotation of *total* accounts, including invalid rows."""
 
-    def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
+    def __init__(self, total: int, rotation: Rotation, sender: "PostPressSession | Cluster") -> None:
         self.total: Final = total
         self._rotation: Final = rotation
         self._sender: Final = sender

@@ -106,14 +106,16 @@ def retry_failed(**values: Any) -> int:
 
 
 def _rotate(options: RotateOptions) -> int:
+    """Run the rotation. If that completes an unfinished run and a new run is due (--every), start it too."""
     events = _events(options)
     with open_job(options, events) as job:
         unfinished = None if options.every is None else unfinished_run(job.journal)
         code = _start(job, events)
     if options.every is None or unfinished is None or options.on or options.dry_run:
         return code
-    is_over = code in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}
-    if not is_over or options.fleet == "-" or not is_due(job.journal, options.every, unfinished):
+    is_complete = code in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}
+    can_read_again = options.fleet != "-"
+    if not is_complete or not can_read_again or not is_due(job.journal, options.every, unfinished):
         return code
     events.say("the run that was unfinished is complete: starting the new run that is due")
     return _rotate(options)
@@ -152,8 +154,8 @@ def _start(job: Job, events: EventStream) -> int:
     type=FILE,
     metavar="[TAG=]FILE",
     multiple=True,
-    help="File with a list of proxies that contains the earlier ones, which are looked up by user name, host "
-    "and port. It has a proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a "
+    help="File with a list that contains the earlier proxies, which are looked up by user name, host and "
+    "port. The file has a proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a "
     "header. - is standard input. Repeat the option to combine several lists. A TAG is ignored.",
 )
 @option(

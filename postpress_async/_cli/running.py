@@ -14,7 +14,7 @@ from attrs import define
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
-from postpress_async._cli.progress import ProgressStats, Sender, show_progress
+from postpress_async._cli.progress import ProgressStats, show_progress
 from postpress_async._cli.sandbox import first_addresses
 from postpress_async._cli.secret_input import read_key
 from postpress_async._cli.terminal import (
@@ -137,7 +137,9 @@ class _Stop:
         write_stderr("stopping: --max-duration has passed; waiting for the requests in flight")
 
 
-async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> _Stop:
+async def _run(
+    job: Job, sender: "PostPressSession | Cluster", rotation: Rotation, events: EventStream
+) -> _Stop:
     task, seconds = asyncio.current_task(), job.options.max_duration
     assert task is not None  # noqa: S101 - a coroutine runs in a task
     stop = _Stop(rotation, task)
@@ -162,7 +164,7 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
         events.ended(rotation.summary, exit_codes.HALTED, job.journal)
         raise _HaltedError(str(error)) from None
     except asyncio.CancelledError:
-        # `uncancel` takes back the cancellation by `_Stop`. If it returns more than 0, there is another one.
+        # `uncancel` takes back the cancellation by `_Stop`. Above 0, a cancellation by other code remains.
         if not stop.immediate or task.uncancel():
             raise
     finally:
@@ -171,7 +173,9 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
     return stop
 
 
-async def _send(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> None:
+async def _send(
+    job: Job, sender: "PostPressSession | Cluster", rotation: Rotation, events: EventStream
+) -> None:
     stats, canary_passed = ProgressStats(job.total, rotation, sender), False
     with show_progress(stats):
         async for outcome in rotation:

@@ -38,7 +38,7 @@ from postpress_async.sandbox._sandbox import API_KEY
     help="Maximum number of requests per second. Requests above it get the error 429 (too many requests). No "
     "maximum by default.",
 )
-@option("--pool", type=FILE, help="File with a list of proxies, of which --dead-proxies fail.")
+@option("--pool", type=FILE, help="File with the list of proxies for --dead-proxies.")
 @option(
     "--dead-proxies",
     type=COUNT_OR_ZERO,

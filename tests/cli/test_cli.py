@@ -82,7 +82,7 @@ def test_profile_requires_the_sandbox(folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--accounts-per-proxy", "2"], "--accounts-per-proxy requires --pool"),
         (["--assign", "round-robin"], "--assign requires --pool"),  # typed, although it is the default
@@ -90,9 +90,9 @@ def test_profile_requires_the_sandbox(folder) -> None:
     ],
     ids=["one option", "a default value", "two options"],
 )
-def test_pool_options_require_a_pool(folder, words, message) -> None:
+def test_pool_options_require_a_pool(folder, arguments, message) -> None:
     """The user who types such an option expects a pool, and has forgotten --pool."""
-    done = run("rotate", "--sandbox", *words)
+    done = run("rotate", "--sandbox", *arguments)
 
     assert done.returncode == 2
     assert message in done.stderr
@@ -203,13 +203,13 @@ async def test_no_idempotency_never_repeats_an_order_with_an_unknown_outcome(fol
     sandbox.script("acc_1", "lost")
     sandbox.script("acc_3", "lost")
 
-    for words in (
+    for arguments in (
         ["rotate", "fleet.csv"],
         ["rotate", "fleet.csv"],
         ["retry-failed", JOURNAL, "fleet.csv"],
         ["update", "acc_3", "--country", "US"],
     ):
-        assert (await arun(sandbox, *words, "--no-idempotency")).returncode == 1
+        assert (await arun(sandbox, *arguments, "--no-idempotency")).returncode == 1
 
     assert [sandbox.sends(account) for account in ("acc_1", "acc_2", "acc_3")] == [1, 1, 1]
     assert states(folder / JOURNAL) == {"patched": 1, "unknown": 1}
@@ -391,7 +391,7 @@ async def test_update_that_was_certainly_not_applied_suggests_no_key(sandbox) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "advice"),
+    ("arguments", "advice"),
     [
         pytest.param(["--proxy", "http://user:hunter2@h.example:80"], "--proxy-file", id="a proxy's URL"),
         pytest.param(["--proxy=socks5://:hunter2@h:80"], "--proxy-file", id="after an equals sign"),
@@ -407,9 +407,9 @@ async def test_update_that_was_certainly_not_applied_suggests_no_key(sandbox) ->
         pytest.param(["--api-key-file=pp_test_hunter2"], "POSTPRESS_API_KEY", id="a test key"),
     ],
 )
-def test_secret_in_an_argument_is_refused_and_not_printed(words, advice) -> None:
+def test_secret_in_an_argument_is_refused_and_not_printed(arguments, advice) -> None:
     """Other users of the machine can read the arguments of a process."""
-    done = run("update", "acc_1", *words, env={"POSTPRESS_API_KEY": SANDBOX_KEY})
+    done = run("update", "acc_1", *arguments, env={"POSTPRESS_API_KEY": SANDBOX_KEY})
 
     assert done.returncode == 2
     assert advice in done.stderr
@@ -435,7 +435,7 @@ def test_existing_file_whose_name_looks_like_a_secret_is_read(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         pytest.param([], id="no proxy and no country"),
         pytest.param(["--country", "UK"], id="an unassigned country"),
@@ -445,8 +445,8 @@ def test_existing_file_whose_name_looks_like_a_secret_is_read(tmp_path: Path) ->
         pytest.param(["--proxy-file", "/nowhere"], id="a missing file"),
     ],
 )
-def test_invalid_update_exits_with_2_and_without_a_traceback(words) -> None:
-    done = run("update", "acc_1", *words, env={"POSTPRESS_API_KEY": SANDBOX_KEY})
+def test_invalid_update_exits_with_2_and_without_a_traceback(arguments) -> None:
+    done = run("update", "acc_1", *arguments, env={"POSTPRESS_API_KEY": SANDBOX_KEY})
 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -201,10 +201,10 @@ def test_closed_pipe_causes_no_traceback(folder) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
-@pytest.mark.parametrize("words", [["export", JOURNAL], ["report", JOURNAL, "-o", "-"]])
-def test_full_disk_is_reported_if_standard_output_cannot_be_written(journal, words) -> None:
+@pytest.mark.parametrize("arguments", [["export", JOURNAL], ["report", JOURNAL, "-o", "-"]])
+def test_full_disk_is_reported_if_standard_output_cannot_be_written(journal, arguments) -> None:
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "postpress_async", *words]
+        command = [sys.executable, "-m", "postpress_async", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
 
     assert done.returncode == 2

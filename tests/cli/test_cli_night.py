@@ -28,10 +28,12 @@ pytestmark = pytest.mark.slow
 
 
 @asynccontextmanager
-async def started(sandbox: Sandbox, *words: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(
+    sandbox: Sandbox, *arguments: str, **options: Any
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run the command as a process during the block."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "postpress_async", *words),
+        *(sys.executable, "-W", "error", "-m", "postpress_async", *arguments),
         env={**os.environ, **environment(sandbox)},
         **{"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **options},
     )
@@ -130,7 +132,7 @@ def test_dry_run_checks_the_rows(folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         pytest.param(["--halt", "five"], "a percentage such as", id="an invalid halt"),
         pytest.param(["--max-duration", "soon"], "for example, 90s, 15m, 6h", id="an invalid duration"),
@@ -155,11 +157,11 @@ def test_dry_run_checks_the_rows(folder) -> None:
         pytest.param(["--canary", "-1"], "-1", id="a negative canary"),
     ],
 )
-def test_invalid_options_are_refused_before_anything_is_sent(folder, words, message) -> None:
+def test_invalid_options_are_refused_before_anything_is_sent(folder, arguments, message) -> None:
     write_fleet(folder, 2)
     write_pool(folder, 1)
 
-    done = run("rotate", "fleet.csv", "--sandbox", *words)
+    done = run("rotate", "fleet.csv", "--sandbox", *arguments)
 
     assert done.returncode == 2
     assert message in done.stderr
@@ -260,15 +262,15 @@ def test_database_url_can_come_from_a_file(folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         pytest.param(["fleet.csv", "--query", "SELECT 1"], "cannot be combined", id="a file and a query"),
         pytest.param(["--from", "sqlite:///x"], "require --query", id="a database and no query"),
         pytest.param(["--query", "SELECT 1"], "--query requires a database", id="a query and no database"),
     ],
 )
-def test_query_requires_a_database_and_excludes_a_file(folder, words, message) -> None:
-    done = run("rotate", *words, "--sandbox")
+def test_query_requires_a_database_and_excludes_a_file(folder, arguments, message) -> None:
+    done = run("rotate", *arguments, "--sandbox")
 
     assert done.returncode == 2
     assert message in done.stderr
@@ -313,9 +315,8 @@ async def test_halt_exits_with_3_and_reports_the_reason(folder, sandbox) -> None
     write_fleet(folder, 100)
     for number in range(1, 100):
         sandbox.script(f"acc_{number:06}", "errors/disconnected_account")
-    sandbox.script(
-        "acc_000000", "errors/resource_not_found"
-    )  # another error, so that the API key is not blamed
+    # If all accounts got the same 401, the run would halt because of the API key.
+    sandbox.script("acc_000000", "errors/resource_not_found")
 
     done = await arun(sandbox, "rotate", "fleet.csv", "--halt", "5", "--in-flight", "2")
 
@@ -528,11 +529,11 @@ async def test_verbose_prints_each_retry(folder, sandbox) -> None:
     assert "acc_000000: errors/provider_error in attempt 1; retrying in " in done.stderr
 
 
-@pytest.mark.parametrize("words", ["", "--json"])
-def test_closed_pipe_causes_no_traceback_and_the_journal_is_complete(folder, words) -> None:
+@pytest.mark.parametrize("arguments", ["", "--json"])
+def test_closed_pipe_causes_no_traceback_and_the_journal_is_complete(folder, arguments) -> None:
     """`head -1` closes the pipe after one line."""
     write_fleet(folder, 500)
-    command = f"{sys.executable} -m postpress_async rotate fleet.csv --sandbox {words} | head -1"
+    command = f"{sys.executable} -m postpress_async rotate fleet.csv --sandbox {arguments} | head -1"
 
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
 
@@ -610,8 +611,8 @@ def test_suggested_retry_command_repeats_the_pool_and_the_sandbox(folder) -> Non
     """Without --pool, the command would be refused. Without --sandbox, it would use the real API."""
     write_fleet(folder, 400, "")
     write_pool(folder, 3).rename(folder / "my list.txt")
-    words = ["--pool", "my list.txt", "--sandbox", "--profile", "flaky", "--halt", "never"]
-    first = run("rotate", "fleet.csv", *words)
+    arguments = ["--pool", "my list.txt", "--sandbox", "--profile", "flaky", "--halt", "never"]
+    first = run("rotate", "fleet.csv", *arguments)
     command = first.stderr.partition("to retry the failed accounts: ")[2].splitlines()[0]
 
     again = run(*shlex.split(command)[1:])
@@ -785,15 +786,15 @@ def test_every_command_has_an_example_in_its_help() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("arguments", "code"),
     [(["rotate", "--sandbox"], 0), (["errors"], 2), (["--help"], 2)],
     ids=["rotate", "errors", "help"],
 )
-def test_full_disk_under_standard_output_causes_no_traceback(folder, words, code) -> None:
+def test_full_disk_under_standard_output_causes_no_traceback(folder, arguments, code) -> None:
     """A rotation keeps its exit code even if its summary cannot be written."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "postpress_async", *words],
+            [sys.executable, "-W", "error", "-m", "postpress_async", *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -807,8 +808,8 @@ def test_full_disk_under_standard_output_causes_no_traceback(folder, words, code
 def test_closed_standard_output_is_reported_in_a_sentence(folder) -> None:
     """Background jobs may have no standard output."""
     run("rotate", "--sandbox")
-    words = f"{sys.executable} -m postpress_async export sandbox.rotation.sqlite3 >&-"
-    done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, text=True, check=False)
+    command = f"{sys.executable} -m postpress_async export sandbox.rotation.sqlite3 >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
 
     assert done.returncode == 2
     assert done.stderr == "postpress-async: standard output is closed; write to a file with -o FILE\n"

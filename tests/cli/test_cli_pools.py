@@ -53,13 +53,13 @@ def query_journal(folder: Path, sql: str) -> list[Any]:
         ),
     ],
 )
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
-def test_pool_that_no_row_would_use_is_refused(folder, fleet, kinds, words) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_pool_that_no_row_would_use_is_refused(folder, fleet, kinds, arguments) -> None:
     """The operator expects accounts to get the proxies of the list. Managed proxies would be billed."""
     (folder / "fleet.csv").write_text(fleet)
     write_pool(folder, 3)
 
-    done = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", *words)
+    done = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", *arguments)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -73,9 +73,9 @@ def test_counts_of_a_mixed_fleet_are_shown_before_anything_is_sent(folder) -> No
     """A row with a country orders a managed proxy instead of using the pool."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,\nacc_3,\n")
     write_pool(folder, 3)
-    words = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox"]
+    arguments = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox"]
 
-    dry, real = run(*words, "--dry-run"), run(*words)
+    dry, real = run(*arguments, "--dry-run"), run(*arguments)
 
     assert dry.stdout.splitlines()[:2] == [
         "3 accounts: 1 with a managed proxy, 2 with one of the pool",
@@ -141,11 +141,11 @@ def test_resumed_run_continues_in_the_list_where_the_last_command_ended(folder) 
 def test_dry_run_shows_the_requests_that_the_resumed_run_sends(folder) -> None:
     write_fleet(folder, 12, "")
     write_pool(folder, 6)
-    words = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--in-flight", "1"]
-    run(*words, "--limit", "4")
+    arguments = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--in-flight", "1"]
+    run(*arguments, "--limit", "4")
 
-    dry = run(*words, "--dry-run")
-    run(*words)
+    dry = run(*arguments, "--dry-run")
+    run(*arguments)
 
     shown = re.findall(r"accounts/(\w+) .*\"host\": \"([^\"]+)", dry.stdout)
     sent = query_journal(
@@ -162,9 +162,9 @@ def test_pool_by_country_chooses_the_pool_and_orders_no_managed_proxy(folder) ->
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,us\nacc_2,DE\nacc_3,US\n")
     (folder / "us.txt").write_text("us1.example:80\n")
     (folder / "rest.csv").write_text("Country,IP,Port\nDE,de1.example,80\nFR,fr1.example,80\n")
-    words = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--pool", "rest.csv", "--pool-by", "Country"]
+    arguments = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--pool", "rest.csv", "--pool-by", "Country"]
 
-    dry, real = run(*words, "--sandbox", "--dry-run"), run(*words, "--sandbox")
+    dry, real = run(*arguments, "--sandbox", "--dry-run"), run(*arguments, "--sandbox")
 
     assert dry.stdout.splitlines()[:3] == [
         "3 accounts: 3 with one of the pool",
@@ -179,12 +179,12 @@ def test_pool_by_country_chooses_the_pool_and_orders_no_managed_proxy(folder) ->
     assert assignments == {"acc_1": "us1.example:80", "acc_2": "de1.example:80", "acc_3": "us1.example:80"}
 
 
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
-def test_pool_option_whose_tag_no_row_has_is_refused(folder, words) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_pool_option_whose_tag_no_row_has_is_refused(folder, arguments) -> None:
     (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\n")
     for tag in ("us", "de", "fr"):
         (folder / f"{tag}.txt").write_text(f"{tag}1.example:80\n")
-    command = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *words]
+    command = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *arguments]
 
     one_unused = run(*command, "--pool", "DE=de.txt")
     two_unused = run(*command, "--pool", "DE=de.txt", "--pool", "FR=fr.txt")
@@ -196,13 +196,13 @@ def test_pool_option_whose_tag_no_row_has_is_refused(folder, words) -> None:
     assert two_unused.stderr == sentence.format("any --pool", "DE, FR")
 
 
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
-def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, words) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, arguments) -> None:
     rows = "".join(f"acc_{n},{'DE' if n else 'US'}\n" for n in range(3000))
     (folder / "fleet.csv").write_text(f"account_id,pool\n{rows}")
     (folder / "us.txt").write_text("us1.example:80\n")
 
-    done = run("rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *words)
+    done = run("rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *arguments)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -216,9 +216,9 @@ def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, words) -> N
 def test_rows_whose_tag_has_no_pool_can_be_skipped(folder) -> None:
     (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\nacc_2,DE\n")
     (folder / "us.txt").write_text("us1.example:80\n")
-    words = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", "--skip-bad"]
+    arguments = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", "--skip-bad"]
 
-    first, again = run(*words), run(*words)
+    first, again = run(*arguments), run(*arguments)
 
     assert first.returncode == 1, first.stderr
     assert states(folder / JOURNAL) == {"patched": 1, "skipped": 1}
@@ -235,7 +235,7 @@ def test_equals_sign_in_the_name_of_an_existing_file_does_not_separate_a_tag(fol
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (["--pool-by", "country"], "--pool-by requires --pool"),
         (
@@ -246,11 +246,11 @@ def test_equals_sign_in_the_name_of_an_existing_file_does_not_separate_a_tag(fol
     ],
     ids=["no pool", "a list without tags", "a tagged proxy instead of a list"],
 )
-def test_tags_that_cannot_be_used_are_refused(folder, words, sentence) -> None:
+def test_tags_that_cannot_be_used_are_refused(folder, arguments, sentence) -> None:
     (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\n")
     (folder / "us.txt").write_text("us1.example:80\n")
 
-    done = run("rotate", "fleet.csv", "--sandbox", *words)
+    done = run("rotate", "fleet.csv", "--sandbox", *arguments)
 
     assert done.returncode == 2
     assert sentence in done.stderr
@@ -264,9 +264,9 @@ def test_placeholders_in_a_user_name_are_replaced_for_each_account(folder) -> No
     """Some gateways choose the exit address by a session id in the user name."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,us\nacc_2,de\n")
     (folder / "gw.txt").write_text("gw.example:7777:c-{account_id}-cc-{country}-s{try}:hunter2\n")
-    words = ["rotate", "fleet.csv", "--pool", "gw.txt", "--sandbox"]
+    arguments = ["rotate", "fleet.csv", "--pool", "gw.txt", "--sandbox"]
 
-    dry, real = run(*words, "--dry-run"), run(*words)
+    dry, real = run(*arguments, "--dry-run"), run(*arguments)
 
     assert '"username": "c-acc_1-cc-us-s0", "password": "***"' in dry.stdout
     assert '"username": "c-acc_2-cc-de-s0", "password": "***"' in dry.stdout
@@ -284,9 +284,9 @@ def test_dry_run_warns_of_private_addresses(folder) -> None:
         "acc_4,,8.8.8.8\nacc_5,h.example:80,\nacc_6,,\nacc_7,,127.0.0.1\n"
     )
     (folder / "list.txt").write_text("[::1]:80:u:hunter2\nh.example:80\n")
-    words = ["rotate", "fleet.csv", "--pool", "list.txt", "--dry-run"]
+    arguments = ["rotate", "fleet.csv", "--pool", "list.txt", "--dry-run"]
 
-    done, sandboxed = run(*words), run(*words, "--sandbox")
+    done, sandboxed = run(*arguments), run(*arguments, "--sandbox")
 
     assert done.stderr == (
         "5 proxies with localhost, or with an address that is private or not routable, which PostPress can "
@@ -347,13 +347,13 @@ def test_dry_run_with_json_writes_one_event(folder) -> None:
     assert "hunter2" not in done.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
-def test_json_has_an_event_for_each_invalid_row_and_line(folder, words) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_json_has_an_event_for_each_invalid_row_and_line(folder, arguments) -> None:
     """The last event has the exit code and the message."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,UK\nacc_2,\nacc_2,\n")
     (folder / "list.txt").write_text("h.example:80\nh.example:80:u:hunter2:\nu:hunter2\n")
 
-    done = run("rotate", "fleet.csv", "--pool", "list.txt", "--sandbox", "--json", *words)
+    done = run("rotate", "fleet.csv", "--pool", "list.txt", "--sandbox", "--json", *arguments)
 
     printed = events(done.stdout)
     assert done.returncode == 2
@@ -386,14 +386,14 @@ def test_json_reports_a_pool_that_no_row_would_use(folder) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
-@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
-def test_check_of_many_invalid_rows_takes_bounded_memory(folder, words) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["text", "json"])
+def test_check_of_many_invalid_rows_takes_bounded_memory(folder, arguments) -> None:
     """50,000 invalid rows would take 20 MiB if all of them were kept."""
 
     def peak(country: str) -> int:
         """The peak of memory in KiB for 50,000 rows with this country."""
         write_fleet(folder, 50_000, country)
-        command = [sys.executable, "-c", _PEAK, "rotate", "fleet.csv", "--sandbox", "--dry-run", *words]
+        command = [sys.executable, "-c", _PEAK, "rotate", "fleet.csv", "--sandbox", "--dry-run", *arguments]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
         return int(done.stderr.splitlines()[-1])
 
@@ -437,8 +437,8 @@ async def test_command_that_status_suggests_resumes_the_run_from_any_folder(
 ) -> None:
     write_fleet(folder, 30, "")
     write_pool(folder, 3).rename(folder / "my list.txt")
-    words = ["--pool", "my list.txt", "--limit", "10", "--journal", "night 1.sqlite3"]
-    await arun(sandbox, "rotate", "fleet.csv", *words)
+    arguments = ["--pool", "my list.txt", "--limit", "10", "--journal", "night 1.sqlite3"]
+    await arun(sandbox, "rotate", "fleet.csv", *arguments)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     here = run("status", "night 1.sqlite3").stdout
@@ -456,8 +456,8 @@ async def test_command_that_status_suggests_retries_the_failed_accounts(folder, 
     write_pool(folder, 3)
     for number in (3, 4):
         sandbox.script(f"acc_{number:06}", "errors/disconnected_account")
-    words = ["--pool=proxies.txt", "--on-unknown", "report", "--halt", "never", "-v", "--rate", "10000.5"]
-    ended = await arun(sandbox, "rotate", "fleet.csv", *words)
+    arguments = ["--pool=proxies.txt", "--on-unknown", "report", "--halt", "never", "-v", "--rate", "10000.5"]
+    ended = await arun(sandbox, "rotate", "fleet.csv", *arguments)
 
     status = run("status", JOURNAL).stdout
     again = await asyncio.to_thread(run_suggested, status, env=environment(sandbox))
@@ -494,7 +494,7 @@ def test_command_with_a_secret_in_an_argument_creates_no_journal(folder) -> None
     """The journal records the command."""
     write_fleet(folder, 2)
     url = "postgresql+psycopg://me:hunter2@db.invalid/crm"
-    for words in (
+    for arguments in (
         ["--from", url, "--query", "SELECT 1 AS account_id"],
         [f"--from={url}", "--query=SELECT 1 AS account_id"],
         ["fleet.csv", "--pool", "u:hunter2@h.example:80"],
@@ -502,28 +502,28 @@ def test_command_with_a_secret_in_an_argument_creates_no_journal(folder) -> None
         ["fleet.csv", "--base-url", "https://me:hunter2@api.example/v1"],
         ["fleet.csv", "--api-key-file", "pp_live_hunter2"],
     ):
-        done = run("rotate", *words, env={"POSTPRESS_API_KEY": "pp_test_sandbox"})
-        assert (done.returncode, "hunter2" in done.stdout + done.stderr) == (2, False), words
+        done = run("rotate", *arguments, env={"POSTPRESS_API_KEY": "pp_test_sandbox"})
+        assert (done.returncode, "hunter2" in done.stdout + done.stderr) == (2, False), arguments
     assert [path.name for path in folder.iterdir()] == ["fleet.csv"]
 
 
 # --- Environment variables ---
 
 
-@pytest.mark.parametrize("words", [["rotate", "fleet.csv"], ["retry-failed", JOURNAL, "fleet.csv"]])
-def test_rotate_and_retry_failed_read_the_same_environment_variables(folder, words) -> None:
+@pytest.mark.parametrize("arguments", [["rotate", "fleet.csv"], ["retry-failed", JOURNAL, "fleet.csv"]])
+def test_rotate_and_retry_failed_read_the_same_environment_variables(folder, arguments) -> None:
     write_fleet(folder, 3)
     run("rotate", "fleet.csv", "--sandbox")
 
-    done = run(*words, env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_RATE": "-7"})
+    done = run(*arguments, env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_RATE": "-7"})
 
     assert done.returncode == 2
     assert "Invalid value for '--rate' (env var: 'POSTPRESS_RATE'): -7" in done.stderr
 
 
 def test_rotate_and_update_read_the_same_variable_for_the_transport(folder) -> None:
-    for words in (["rotate", "--sandbox"], ["update", "acc_1", "--country", "US"]):
-        done = run(*words, env={"POSTPRESS_TRANSPORT": "pigeon"})
+    for arguments in (["rotate", "--sandbox"], ["update", "acc_1", "--country", "US"]):
+        done = run(*arguments, env={"POSTPRESS_TRANSPORT": "pigeon"})
 
         assert done.returncode == 2
         assert "Invalid value for '--transport' (env var: 'POSTPRESS_TRANSPORT'): 'pigeon'" in done.stderr

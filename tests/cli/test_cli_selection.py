@@ -30,8 +30,8 @@ async def history(sandbox) -> list[dict[str, object]]:
 
 
 async def test_accounts_on_two_proxies_are_moved(first_run, sandbox) -> None:
-    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1", "--on", "10.1.1.2:3128")
-    done = await arun(sandbox, *words)
+    arguments = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1", "--on", "10.1.1.2:3128")
+    done = await arun(sandbox, *arguments)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 accounts: 4 patched")
@@ -39,12 +39,12 @@ async def test_accounts_on_two_proxies_are_moved(first_run, sandbox) -> None:
     assert [run["selection"] for run in await history(sandbox)] == [None, selection]
     second_run = (await arun(sandbox, "history", JOURNAL, "--run", 2)).stdout.splitlines()
     assert second_run[1:3] == [f"  {selection}", "  4 patched of 4 accounts, 4 requests"]
-    assert second_run[-1] == f"  postpress-async {' '.join(words)}"
+    assert second_run[-1] == f"  postpress-async {' '.join(arguments)}"
 
 
 async def test_dry_run_shows_how_many_accounts_would_move_and_sends_nothing(first_run, sandbox) -> None:
-    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/30", "--dry-run")
-    done = await arun(sandbox, *words)
+    arguments = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/30", "--dry-run")
+    done = await arun(sandbox, *arguments)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("6 accounts: 6 with one of the pool\n")
@@ -55,9 +55,9 @@ async def test_dry_run_shows_how_many_accounts_would_move_and_sends_nothing(firs
 async def test_accounts_leave_the_subnet_even_if_the_list_still_has_its_proxies(first_run, sandbox) -> None:
     """An account that got another proxy of the dead subnet would be reported as patched."""
     (first_run / "new.txt").write_text(OLD + NEW)
-    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/24")
-    preview = await arun(sandbox, *words, "--dry-run")
-    done = await arun(sandbox, *words)
+    arguments = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/24")
+    preview = await arun(sandbox, *arguments, "--dry-run")
+    done = await arun(sandbox, *arguments)
     remaining = await arun(sandbox, "export", JOURNAL, "--assignments", "--on", "10.1.1.0/24")
 
     assert preview.stderr.startswith("5 of 10 proxies are not used: they are on 10.1.1.0/24\n")
@@ -106,8 +106,8 @@ async def test_history_of_one_run_works_even_if_another_run_is_damaged(first_run
 
 
 async def test_dry_run_before_the_next_run_is_due_shows_the_time_and_no_requests(first_run, sandbox) -> None:
-    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--every", "20h", "--dry-run")
-    done = await arun(sandbox, *words)
+    arguments = ("rotate", "fleet.csv", "--pool", "new.txt", "--every", "20h", "--dry-run")
+    done = await arun(sandbox, *arguments)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].endswith("; 0 would be sent")
@@ -119,10 +119,10 @@ async def test_dry_run_before_the_next_run_is_due_shows_the_time_and_no_requests
 async def test_accounts_per_proxy_counts_accounts_outside_the_selection(first_run, sandbox) -> None:
     """Of the two selected accounts, only one can move to a proxy that already has two accounts."""
     (first_run / "one.txt").write_text("10.1.1.5:3128\n")
-    words = ("--on", "10.1.1.1", "--pool", "one.txt", "--accounts-per-proxy", "3")
+    arguments = ("--on", "10.1.1.1", "--pool", "one.txt", "--accounts-per-proxy", "3")
 
-    dry = await arun(sandbox, "rotate", "fleet.csv", *words, "--dry-run")
-    done = await arun(sandbox, "rotate", "fleet.csv", *words)
+    dry = await arun(sandbox, "rotate", "fleet.csv", *arguments, "--dry-run")
+    done = await arun(sandbox, "rotate", "fleet.csv", *arguments)
 
     assert dry.stdout.count("(the pool is exhausted)") == 1
     assert done.returncode == 1, done.stderr

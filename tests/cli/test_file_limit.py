@@ -20,10 +20,10 @@ SENTENCE = "postpress-async: too many open files: raise the limit (ulimit -n)\n"
 EMFILE = OSError(errno.EMFILE, "Too many open files")
 
 
-def run(limit: int, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(limit: int, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command with a limit of open files and connections."""
     return subprocess.run(
-        [sys.executable, "-m", "postpress_async", *map(str, words)],
+        [sys.executable, "-m", "postpress_async", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=os.environ | environment,

@@ -27,7 +27,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command
     with SandboxThread() as sandbox:
         monkeypatch.setenv("POSTPRESS_API_KEY", sandbox.api_key)
         monkeypatch.setenv("POSTPRESS_BASE_URL", sandbox.url)
-        yield lambda *words: CliRunner().invoke(cli, words, standalone_mode=False)
+        yield lambda *arguments: CliRunner().invoke(cli, arguments, standalone_mode=False)
 
 
 def test_dry_run_before_the_next_run_is_due_shows_no_requests_for_new_accounts(command: Command) -> None:
@@ -78,7 +78,7 @@ def test_rollback_that_no_account_can_make_does_not_suggest_skip_bad(command: Co
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("export", "my runs.sqlite3", "--run", "9"),
         ("rollback", "my runs.sqlite3", "--to", "9", "--pool", "old.txt"),
@@ -86,10 +86,10 @@ def test_rollback_that_no_account_can_make_does_not_suggest_skip_bad(command: Co
     ],
     ids=["export", "rollback", "--on"],
 )
-def test_suggested_command_quotes_a_path_with_a_space(command: Command, words: tuple[str, ...]) -> None:
+def test_suggested_command_quotes_a_path_with_a_space(command: Command, arguments: tuple[str, ...]) -> None:
     command(*NIGHTLY, "--journal", "my runs.sqlite3")
 
-    refused = command(*words)
+    refused = command(*arguments)
 
     suggestion = str(refused.exception).split("`")[1]
     assert command(*shlex.split(suggestion)[1:]).exit_code == 0

@@ -19,7 +19,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_rate_does_not_count_accounts_that_are_skipped_when_the_run_stops(clock: SimpleNamespace) -> None:
     rotation: Any = SimpleNamespace(summary=RotationSummary(), retrying=0, proxies_failing=False)
-    stats = ProgressStats(1_000, rotation, SimpleNamespace(paused=False))
+    session: Any = SimpleNamespace(paused=False)
+    stats = ProgressStats(1_000, rotation, session)
     stats.rate()
     rotation.summary.states[State.PATCHED] = 60
     rotation.summary.states[State.SKIPPED] = 940

@@ -13,8 +13,18 @@ pty = pytest.importorskip("pty", reason="there are no pseudo-terminals on this s
 def test_bar_with_statistics_is_drawn_on_a_terminal(folder) -> None:
     """Messages are printed above the bar, and at the end the bar shows all accounts as completed."""
     main, terminal = pty.openpty()
-    words = [sys.executable, "-W", "error", "-m", "postpress_async", "rotate", "--sandbox", "--canary", "10"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=terminal, text=True)
+    arguments = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "postpress_async",
+        "rotate",
+        "--sandbox",
+        "--canary",
+        "10",
+    ]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=terminal, text=True)
     os.close(terminal)
     shown = b""
     try:

@@ -31,10 +31,10 @@ pytestmark = pytest.mark.slow
 GOOD = [(USER, PASSWORD)]
 
 
-async def check(*words: object, target: int = 9, **variables: str) -> subprocess.CompletedProcess[str]:
+async def check(*arguments: object, target: int = 9, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command. Without an echo URL, it asks for a connection to port *target* of this machine."""
     env = {"POSTPRESS_BASE_URL": f"http://127.0.0.1:{target}", **variables}
-    done = await asyncio.to_thread(run, "proxies", "check", *words, env=env)
+    done = await asyncio.to_thread(run, "proxies", "check", *arguments, env=env)
     assert PASSWORD not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -74,7 +74,7 @@ async def echo_url() -> AsyncIterator[str]:
 
 
 @requires("tinyproxy")
-async def test_tinyproxy(folder, echo_url) -> None:
+async def test_results_for_tinyproxy(folder, echo_url) -> None:
     with tinyproxy(folder, {USER: PASSWORD}) as port:
         address = f"127.0.0.1:{port}"
         path = write_list(f"{address}:{USER}:{PASSWORD}", f"{address}:other:{PASSWORD}", address)
@@ -88,7 +88,7 @@ async def test_tinyproxy(folder, echo_url) -> None:
 
 
 @requires("squid")
-async def test_squid_over_tcp_and_tls(folder, echo_url) -> None:
+async def test_results_for_squid_over_tcp_and_tls(folder, echo_url) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path("ca.pem")
     with squid(authority.issue_cert("127.0.0.1")) as (plain, tls):
@@ -112,7 +112,7 @@ async def test_squid_over_tcp_and_tls(folder, echo_url) -> None:
 
 
 @requires("danted")
-async def test_dante(folder, echo_url) -> None:
+async def test_results_for_dante(folder, echo_url) -> None:
     with dante(folder, "none") as port, dante(folder, "username") as closed:
         path = write_list(
             f"socks5://127.0.0.1:{port}", f"socks5h://nobody-here:{PASSWORD}@127.0.0.1:{closed}"
@@ -128,7 +128,7 @@ async def test_dante(folder, echo_url) -> None:
 
 
 @requires("microsocks")
-async def test_microsocks(folder, echo_url) -> None:
+async def test_results_for_microsocks(folder, echo_url) -> None:
     with microsocks() as port:
         path = write_list(*(f"127.0.0.1:{port}:{user}:{PASSWORD}" for user in (USER, "other")))
         done = await check(path, "--protocol", "socks5", "--echo-url", echo_url, "--json")
@@ -143,7 +143,7 @@ async def test_microsocks(folder, echo_url) -> None:
 
 
 @requires("tinyproxy")
-async def test_thousand_proxies_of_which_300_are_dead_in_six_ways(folder) -> None:
+async def test_results_for_700_working_and_300_dead_proxies(folder) -> None:
     """The check takes at most 15 s, although each silent proxy takes its deadline of 6 s."""
     users = {f"user{number}": f"{PASSWORD}-{number}" for number in range(1_000)}
     async with AsyncExitStack() as stack:
@@ -169,8 +169,8 @@ async def test_thousand_proxies_of_which_300_are_dead_in_six_ways(folder) -> Non
         random.Random(0).shuffle(lines)
         target = await start(serve(silent))
         started_at = time.monotonic()
-        words = "--json --deadline 6s --write working.csv".split()
-        done = await check(write_list(*lines), *words, target=target)
+        arguments = "--json --deadline 6s --write working.csv".split()
+        done = await check(write_list(*lines), *arguments, target=target)
         elapsed = time.monotonic() - started_at
 
     assert {name: row["result"] for name, row in rows(done).items()} == expected
@@ -184,7 +184,7 @@ async def test_thousand_proxies_of_which_300_are_dead_in_six_ways(folder) -> Non
 # --- Output ---
 
 
-async def test_table_and_summary(folder) -> None:
+async def test_output_has_a_table_and_a_summary(folder) -> None:
     async with serve(http_proxy(GOOD)) as good, serve(reset) as bad, serve(silent) as target:
         path = write_list(f"127.0.0.1:{bad}", f"127.0.0.1:{good}:{USER}:{PASSWORD}", "gw:1:c-{account_id}:pw")
         done = await check(path, target=target)
@@ -288,7 +288,7 @@ async def test_invalid_lines_are_reported_and_the_others_checked(folder) -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["nowhere.txt"], "nowhere.txt"),
         ([], "Missing argument 'LIST...'"),
@@ -296,8 +296,8 @@ async def test_invalid_lines_are_reported_and_the_others_checked(folder) -> None
     ],
     ids=["no such list", "no list", "not a URL"],
 )
-async def test_wrong_arguments_exit_with_2(folder, words, message) -> None:
-    done = await check(*words)
+async def test_wrong_arguments_exit_with_2(folder, arguments, message) -> None:
+    done = await check(*arguments)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
@@ -313,9 +313,9 @@ async def test_interrupted_check_shows_the_results_so_far(folder, number) -> Non
 
     async with serve(wait) as port, serve(http_proxy()) as good, serve(silent) as target:
         path = write_list(f"127.0.0.1:{good}", f"127.0.0.1:{port}")
-        words = f"proxies check {path} --in-flight 1 --deadline 10m --write working.csv".split()
+        arguments = f"proxies check {path} --in-flight 1 --deadline 10m --write working.csv".split()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-m", "postpress_async", *words),
+            *(sys.executable, "-W", "error", "-m", "postpress_async", *arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "POSTPRESS_BASE_URL": f"http://127.0.0.1:{target}"},
