@@ -19,8 +19,7 @@ INTERRUPTED: Final = 130
 HELP: Final = """\b
 Exit codes:
   0    All accounts were patched, or the next run is not due yet (--every).
-  1    Some accounts failed, were skipped, or have an unknown outcome. Accounts that were not sent because
-       of --limit or --max-duration are skipped.
+  1    Some accounts failed, were skipped (also by --limit), or have an unknown outcome.
   2    The command line or an input is invalid, and nothing was sent.
   3    The run halted (--halt, --canary, unreachable API), or the journal is in use or not writable.
   4    The API key was refused.

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from postpress_async._cli.options import Command, option, run_number
-from postpress_async._cli.terminal import counted, open_output
+from postpress_async._cli.terminal import more_accounts, open_output
 from postpress_async.rotation import State
 from postpress_async.rotation._export import ENDINGS, FORMATS, write_assignments
 from postpress_async.rotation._selection import Selection
@@ -98,10 +98,8 @@ def export(
             FORMATS[kind](view.outcomes([State(state) for state in states]), file)
         unlisted = maybe_sent(view, stage_of(view))
     if unlisted != 0:
-        accounts = "more accounts" if unlisted is None else f"up to {counted(unlisted, 'more account')}"
-        click.echo(
-            f"{accounts} may have been sent by a run that was killed. Resume the run to list them", err=True
-        )
+        fact = f"{more_accounts(unlisted)} may have been sent by a run that was killed"
+        click.echo(f"{fact}. Resume the run to list them", err=True)
     if to_file and sys.stderr is not None:
         click.echo(f"written: {output}", err=True)
 

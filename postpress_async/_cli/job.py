@@ -107,23 +107,14 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     pools, invalid_lines = _open_pools(options, events)
     default = None if options.country is None else ManagedProxy(country=options.country)
     if options.fleet is None and options.query is None:
-        journal = options.journal or "sandbox.rotation.sqlite3"
-        selection = _select(options, journal)
-        pools = _without_selected(pools, selection)
-        accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
-        survey = Survey(rows=len(accounts), pooled=len(accounts), tags=Counter({None: len(accounts)}))
-        changes: Changes = accounts
-        if not pools:
-            survey = Survey(rows=len(accounts), managed=len(accounts))
-            changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
-        yield Job(options, changes, pools, journal, survey, invalid_lines, selection=selection)
+        yield _make_sandbox_job(options, default, pools, invalid_lines)
         return
     with _open_fleet(options, default, pools) as fleet:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
         reader = reader_of(fleet)
         if (selection := _select(options, journal)) is not None:
-            reader, pools = reader.only(selection), _without_selected(pools, selection)
+            reader, pools = reader.only(selection), _drop_selected(pools, selection)
             fleet = Fleet(reader)
         known_rows = None if options.dry_run else known_row_count(journal, reader.digest)
         if known_rows is not None:  # the run that wrote the journal validated the same rows
@@ -141,7 +132,24 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         yield job
 
 
+def _make_sandbox_job(
+    options: RotateOptions, default: ManagedProxy | None, pools: Pools, invalid_lines: int
+) -> Job:
+    """Prepare a rotation of the sandbox's own accounts."""
+    journal = options.journal or "sandbox.rotation.sqlite3"
+    selection = _select(options, journal)
+    pools = _drop_selected(pools, selection)
+    accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
+    changes: Changes = accounts
+    survey = Survey(rows=len(accounts), pooled=len(accounts), tags=Counter({None: len(accounts)}))
+    if not pools:
+        changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
+        survey = Survey(rows=len(accounts), managed=len(accounts))
+    return Job(options, changes, pools, journal, survey, invalid_lines, selection=selection)
+
+
 def _select(options: RotateOptions, journal: str) -> Selection | None:
+    """The accounts that --on selects, according to the journal; None without --on."""
     selection = Selection.of(options.on)
     if selection is not None:
         with JournalReader(journal) as view:
@@ -149,8 +157,8 @@ def _select(options: RotateOptions, journal: str) -> Selection | None:
     return selection
 
 
-def _without_selected(pools: Pools, selection: Selection | None) -> Pools:
-    """Remove the proxies of the selection (--on), which its accounts are to leave, and report how many."""
+def _drop_selected(pools: Pools, selection: Selection | None) -> Pools:
+    """Remove the proxies that match --on, so that no account gets one of them again. Report how many."""
     remaining = without_selected(pools, selection)
     before, after = (sum(map(len, by_tag.values())) for by_tag in (pools, remaining))
     if selection is not None and after < before:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from postpress_async._cli.options import Command, option
-from postpress_async._cli.terminal import aligned, by_state, counted, moment
+from postpress_async._cli.terminal import aligned, by_state, moment, more_accounts
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._statistics import (
@@ -55,9 +55,7 @@ def _lines(journal: str, stats: Statistics) -> Iterator[str]:
     yield f"  {_progress(stats)}"
     yield f"  {by_state(stats.states) or 'no account is completed yet'}"
     if stats.maybe_sent != 0:
-        known = stats.maybe_sent is not None
-        accounts = f"up to {counted(stats.maybe_sent or 0, 'more account')}" if known else "more accounts"
-        yield f"  {accounts} may have been sent by a run that was killed"
+        yield f"  {more_accounts(stats.maybe_sent)} may have been sent by a run that was killed"
     yield from (f"  {line}" for line in _pace(stats))
     if stats.errors:
         yield ""

@@ -23,6 +23,11 @@ def counted(count: int, singular: str, plural: str = "") -> str:
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
+def more_accounts(at_most: int | None) -> str:
+    """Format an upper limit of further accounts; None if the limit is not known."""
+    return "more accounts" if at_most is None else f"up to {counted(at_most, 'more account')}"
+
+
 def by_state(states: Counter[State]) -> str:
     """Format the number of accounts in each state, such as ``90 patched, 10 failed``; empty for none."""
     return ", ".join(f"{states[state]:,} {state}" for state in State if states[state])
