@@ -236,10 +236,10 @@ async def test_script_that_is_partly_invalid_changes_nothing(postpress_sandbox: 
         pytest.param("Something else", "API; a custom type requires Fault", id="unlike any type"),
         pytest.param(503, "script a type such as 'errors/no_client_session' or Fault", id="a status"),
         pytest.param(418, r"script Fault\(status=418\)", id="a status without types"),
-        pytest.param(["drop", 200], "answers must be .*, got a list", id="a list"),
-        pytest.param(None, "answers must be .*, got a NoneType", id="None"),
-        pytest.param(True, "answers must be .*, got a bool", id="True"),
-        pytest.param(errors.ProxyError, "answers must be .*, got a type", id="a class"),
+        pytest.param(["drop", 200], "responses must be .*, got a list", id="a list"),
+        pytest.param(None, "responses must be .*, got a NoneType", id="None"),
+        pytest.param(True, "responses must be .*, got a bool", id="True"),
+        pytest.param(errors.ProxyError, "responses must be .*, got a type", id="a class"),
     ],
 )
 def test_error_of_an_invalid_scripted_response_suggests_a_valid_one(
@@ -375,7 +375,7 @@ def test_error_while_creating_the_event_loop_is_raised_without_warnings(
     def forbidden() -> asyncio.AbstractEventLoop:
         raise OSError("no sockets here")
 
-    monkeypatch.setattr("asyncio.events.new_event_loop", forbidden)
+    monkeypatch.setattr("asyncio.new_event_loop", forbidden)
     with pytest.raises(OSError, match="no sockets here"), SandboxThread():
         pass
     gc.collect()  # a coroutine that was never awaited would warn here, and warnings are errors

@@ -22,14 +22,14 @@ from postpress_async.errors import ConfigurationError, JournalNotWritableError, 
 
 _SETTINGS: Final = {
     "help_option_names": ["-h", "--help"],
-    "auto_envvar_prefix": "POSTPRESS",  # --rate of sandbox is POSTPRESS_SANDBOX_RATE
+    "auto_envvar_prefix": "POSTPRESS",  # so that `sandbox --rate` reads POSTPRESS_SANDBOX_RATE
     "show_default": True,
     "max_content_width": 100,
 }
 
 
 class _InOrder(click.Group):
-    """A group whose help lists its commands in the order of use, in which they were added."""
+    """A group whose help lists the commands in the order in which they were added, not by name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(self.commands)
@@ -41,8 +41,8 @@ def cli() -> None:
     """
     Give PostPress accounts new proxies: one account, or a whole fleet.
 
-    The API key is read from the environment variable POSTPRESS_API_KEY, or from the file of --api-key-file.
-    Try it without a key:
+    The API key is read from the environment variable POSTPRESS_API_KEY, or from a file (--api-key-file). Try
+    the command without an API key:
 
       postpress-async rotate --sandbox
     """
@@ -67,7 +67,7 @@ def run() -> None:
         _fail(error, exit_codes.HALTED)
     except (ConfigurationError, RotationError, ValueError) as error:
         _fail(error, exit_codes.BAD_INPUT)
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         discard_stdout()
         sys.exit(exit_codes.SOME_LEFT)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Output of a running rotation: events as JSON for programs, messages for people."""
+"""The output of a running rotation: JSON events for programs, and messages for people."""
 
 import json
 import time
@@ -31,7 +31,7 @@ class EventStream:
     def __init__(self, out: TextIO | None, *, verbose: bool) -> None:
         self._out: Final = out
         self._verbose: Final = verbose
-        self.is_closed: bool = False  # its reader has closed it
+        self.is_closed: bool = False  # the reader has closed the stream
 
     def say(self, text: str) -> None:
         """Write a line of the summary. Failing to write it does not change the exit code."""
@@ -44,14 +44,14 @@ class EventStream:
     def write(self, name: str, **fields: Any) -> None:
         if self._out is None or self.is_closed:
             return
-        at = fields.pop("settled_at", None) or time.time()
+        timestamp = fields.pop("settled_at", None) or time.time()
         try:
-            print(json.dumps({"event": name, "at": at, **fields}), file=self._out, flush=True)
+            print(json.dumps({"event": name, "at": timestamp, **fields}), file=self._out, flush=True)
         except (OSError, ValueError):  # ValueError: Python has already closed the stream
             self.is_closed = True
 
     def refused(self, source: str, refusal: Refusal | RefusedLine | LeftBehind) -> None:
-        """Report an invalid row or line of the input *source*, or an account that a rollback leaves."""
+        """Report an invalid row or line of the input *source*, or an account that a rollback cannot move."""
         self.write(
             "refused",
             source=source,
@@ -63,8 +63,8 @@ class EventStream:
             message=str(refusal),
         )
 
-    def not_begun(self, code: int, message: str, journal: str) -> None:
-        """Report that no rotation was started: it cannot, or there is nothing to send."""
+    def not_started(self, code: int, message: str, journal: str) -> None:
+        """Report that no rotation was started; *message* says why."""
         self.ended(RotationSummary(), code, journal, message=message)
 
     def settled(self, outcome: Outcome) -> None:
@@ -81,13 +81,15 @@ class EventStream:
         match event:
             case events.RetryScheduled(account_id, number, wait, error):
                 self.write("retry", account_id=account_id, number=number, wait=wait, error_type=error.code)
-                # Without a response, the host and the reason are in the message.
+                # A transport error has no response; its message names the host and the reason.
                 reason = f" ({error.args[0]})" if isinstance(error, TransportError) else ""
                 text = f"{error.code} in attempt {number}; retrying in {wait:.1f} s{reason}"
                 self._explain(f"{account_id}: {text}")
             case events.PauseBegan():
                 self.write("pause_began")
-                self._explain("the service is down, or most proxies fail: accounts wait, except probes")
+                self._explain(
+                    "the service is down, or most proxies fail: accounts wait, and only probes are sent"
+                )
             case events.PauseEnded():
                 self.write("pause_ended")
                 self._explain("the service and proxies work again: accounts continue")

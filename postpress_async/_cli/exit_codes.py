@@ -1,7 +1,8 @@
 """
-Exit codes, from which scripts know what to do next.
+Exit codes, which tell scripts what to do next.
 
-`code_of` is for rotations. `update`, `proxies check`, and `_cli.run` for exceptions, choose among them, too.
+`code_of` chooses the exit code of a rotation. `update` and `proxies check` choose their own, and `_cli.run`
+maps exceptions to exit codes.
 """
 
 from typing import Final
@@ -18,15 +19,15 @@ INTERRUPTED: Final = 130
 HELP: Final = """\b
 Exit codes:
   0    All accounts were patched, or the next run is not due yet (--every).
-  1    Some accounts failed, were skipped (by --limit or --max-duration, too), or have an unknown outcome.
+  1    Some accounts failed, were skipped (also by --limit), or have an unknown outcome.
   2    The command line or an input is invalid, and nothing was sent.
-  3    The run halted (--halt, --canary, unreachable host), or the journal is in use or not writable.
+  3    The run halted (--halt, --canary, unreachable API), or the journal is in use or not writable.
   4    The API key was refused.
   130  The run was interrupted by Ctrl-C or SIGTERM."""
 
 
 def code_of(summary: RotationSummary, *, interrupted: bool) -> int:
-    """The exit code of a rotation that ended; *interrupted* if a signal ended it."""
+    """Return the exit code of a rotation that ended. *interrupted* is whether a signal ended the rotation."""
     if summary.key_refused:
         return KEY_REFUSED
     if summary.halted:

@@ -1,4 +1,4 @@
-"""``postpress-async export`` and ``report``: files made from a journal, for other programs and for people."""
+"""``postpress-async export`` and ``report``: write the outcomes of a journal, for programs or for people."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from postpress_async._cli.options import Command, option, run_number
-from postpress_async._cli.terminal import counted, open_output
+from postpress_async._cli.terminal import more_accounts, open_output
 from postpress_async.rotation import State
 from postpress_async.rotation._export import ENDINGS, FORMATS, write_assignments
 from postpress_async.rotation._selection import Selection
@@ -32,31 +32,31 @@ from postpress_async.rotation.report import write_report
     "states",
     multiple=True,
     type=click.Choice([state.value for state in State]),
-    help="Write only accounts in this state. patched: the API confirmed the change. failed: the account was "
-    "refused. unknown: the change may have been applied. skipped: the row is invalid, or the run ended "
-    "before the account got an answer. Repeat the option to write several states. All states by "
-    "default.",
+    help="Write only accounts in this state. patched: the API confirmed the change. failed: the change was "
+    "not applied because of an error. unknown: the change may have been applied. skipped: the row is "
+    "invalid, no proxy was left, or the run ended first. Repeat the option to write several states. All "
+    "states by default.",
 )
 @option(
     "-o",
     "--output",
     metavar="FILE",
     show_default="standard output",
-    help="File to write, which only you can read; - for standard output.",
+    help="File to write, readable only by you; - is standard output.",
 )
 @run_number
 @option(
     "--on",
     metavar="PROXY",
     multiple=True,
-    help="With --assignments, write only the accounts on PROXY: HOST, HOST:PORT, USER@HOST, or a network "
-    "such as 10.1.1.0/24. Repeat the option for several proxies.",
+    help="Write only the accounts whose latest proxy is PROXY: HOST, HOST:PORT, USER@HOST, or a network such "
+    "as 10.1.1.0/24. Repeat the option for several proxies. Requires --assignments.",
 )
 @option(
     "--assignments",
     is_flag=True,
-    help="Write the latest assignment of each account that any run in the journal has patched, or may have "
-    "patched, instead of the outcomes of one run. Formats csv and jsonl.",
+    help="Write the proxy or country that each account got last, according to all runs of the journal, "
+    "instead of the outcomes of one run. Changes that may have been applied count. Only as csv or jsonl.",
 )
 def export(
     journal: str,
@@ -70,9 +70,9 @@ def export(
     """
     Write the outcome of each account, in the order of the fleet.
 
-    JOURNAL is the file in which `postpress-async rotate` records the outcomes. The rotation may be running or
-    have ended. In CSV, text that a spreadsheet would execute as a formula is preceded by an apostrophe; JSON
-    Lines and Parquet contain the exact text. Examples:
+    JOURNAL is the file in which `postpress-async rotate` records the outcome of each account. The rotation
+    may be running or have ended. In CSV, an apostrophe precedes text that a spreadsheet would execute as a
+    formula; JSON Lines and Parquet contain the exact text. Examples:
 
     \b
       postpress-async export fleet.csv.rotation.sqlite3 --state failed -o failed.csv
@@ -98,16 +98,14 @@ def export(
             FORMATS[kind](view.outcomes([State(state) for state in states]), file)
         unlisted = maybe_sent(view, stage_of(view))
     if unlisted != 0:
-        accounts = "more accounts" if unlisted is None else f"up to {counted(unlisted, 'more account')}"
-        click.echo(
-            f"{accounts} may have been sent by a run that was killed: resume it to list them", err=True
-        )
+        fact = f"{more_accounts(unlisted)} may have been sent by a run that was killed"
+        click.echo(f"{fact}. Resume the run to list them", err=True)
     if to_file and sys.stderr is not None:
         click.echo(f"written: {output}", err=True)
 
 
 def _format_of(name: str) -> str:
-    """The format of a file by its name; raise `click.UsageError` if the suffix is unknown."""
+    """Return the format that the suffix of *name* stands for; raise `click.UsageError` if it is unknown."""
     ending = Path(name).suffix.lower()
     if ending in ENDINGS:
         return ENDINGS[ending]

@@ -27,8 +27,8 @@ def history(journal: str, account: str | None, run: int | None, as_json: bool) -
     List the runs of a rotation: when, by whom, from which machine, with which command and result.
 
     JOURNAL is the file in which `postpress-async rotate` records the outcome of each account. With the id of
-    an ACCOUNT, list what each run assigned to it. The journal knows what was asked for and what the API
-    answered, not what is true at the provider. Examples:
+    an ACCOUNT, list what each run assigned to that account. The journal records what was requested and how
+    the API responded; it does not know which proxy an account really uses. Examples:
 
     \b
       postpress-async history fleet.csv.rotation.sqlite3
@@ -55,7 +55,7 @@ def _run_lines(run: Run) -> Iterator[str]:
     if run.selection is not None:
         yield f"  {run.selection}"
     total = "" if run.total is None else f" of {counted(run.total, 'account')}"
-    # A process that was killed has not recorded its requests in flight.
+    # A process that was killed did not record the requests that were in flight.
     least = "at least " if run.state == "killed" or len(run.starts) > 1 else ""
     yield f"  {by_state(run.states) or 'no account'}{total}, {least}{counted(run.requests, 'request')}"
     for number, start in enumerate(run.starts):

@@ -1,4 +1,4 @@
-"""A rotation that is ready to start, and how its inputs are opened and validated before the first request."""
+"""Opens and validates the inputs of a rotation before the first request."""
 
 import os
 from collections import Counter
@@ -32,8 +32,8 @@ from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.sandbox import own_accounts
 
-_NAMED_COLUMNS: Final = 20  # unused columns whose names are shown; the others are only counted
-_COMPARED_COLUMNS: Final = 1_000  # unused columns that are compared with the known names
+_NAMED_COLUMNS: Final = 20  # unused columns to name in a message; further ones are only counted
+_COMPARED_COLUMNS: Final = 1_000  # unused columns to compare with known names, to find misspellings
 _NO_CHANGE_ADVICE: Final = "use --pool FILE or --country CC, or give each row a proxy or a country"
 
 
@@ -43,11 +43,11 @@ class Job:
 
     options: RotateOptions
     changes: Changes  # the argument of ``session.rotate``
-    pools: Pools  # for the accounts without a change
+    pools: Pools  # for the accounts whose row has no proxy or country
     journal: str
-    survey: Survey  # has only the total if the journal knows the fleet
+    survey: Survey  # has only the number of rows if `is_checked` is false
     invalid_lines: int = 0  # invalid lines in the lists of proxies
-    is_checked: bool = True  # whether the rows were read; a fleet that the journal knows is valid
+    is_checked: bool = True  # False if the rows were not read, because an earlier run validated them
     selection: Selection | None = None  # the accounts of the run; None for all
     left_behind: int = 0  # accounts that a rollback cannot move
 
@@ -62,17 +62,17 @@ class Job:
 
     @property
     def unused_tags(self) -> list[str]:
-        """The tags of pools that no valid row uses; none if the rows were not read."""
+        """The tags of the pools that no valid row uses; empty if the rows were not read."""
         tags = self.pools.keys() - self.survey.tags.keys() if self.survey.pooled else ()
         return sorted(filter(None, tags))
 
     @property
     def reason_not_to_start(self) -> str | None:
-        """Why the rotation cannot start, and what to do; None if it can."""
-        fact = self._obstacle()
-        return None if fact is None else f"nothing was sent: {fact}"
+        """Why the rotation cannot start, and what to do; None if it can start."""
+        problem = self._problem()
+        return None if problem is None else f"nothing was sent: {problem}"
 
-    def _obstacle(self) -> str | None:
+    def _problem(self) -> str | None:
         survey, skip_bad = self.survey, self.options.skip_bad
         valid = counted(survey.rows, "account")
         if self.left_behind and not skip_bad:
@@ -93,8 +93,9 @@ class Job:
                 f"no row would use --pool, since all have changes of their own ({survey.kinds}). "
                 "Remove --pool, or empty the columns proxy, country and ip"
             )
-        named = {tag for tag, _ in self.options.lists}
-        if self.selection is None and (unused := [tag for tag in self.unused_tags if tag in named]):
+        tags_in_options = {tag for tag, _ in self.options.lists}
+        unused = [tag for tag in self.unused_tags if tag in tags_in_options]
+        if self.selection is None and unused:
             pools = "the --pool" if len(unused) == 1 else "any --pool"
             return f"no row would use {pools} for {listed(unused)}. Remove it, or correct the tags"
         return None
@@ -106,26 +107,17 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
     pools, invalid_lines = _open_pools(options, events)
     default = None if options.country is None else ManagedProxy(country=options.country)
     if options.fleet is None and options.query is None:
-        journal = options.journal or "sandbox.rotation.sqlite3"
-        selection = _select(options, journal)
-        pools = _leave(selection, pools)
-        accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
-        survey = Survey(rows=len(accounts), pooled=len(accounts), tags=Counter({None: len(accounts)}))
-        changes: Changes = accounts
-        if not pools:
-            survey = Survey(rows=len(accounts), managed=len(accounts))
-            changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
-        yield Job(options, changes, pools, journal, survey, invalid_lines, selection=selection)
+        yield _make_sandbox_job(options, default, pools, invalid_lines)
         return
     with _open_fleet(options, default, pools) as fleet:
         _check_columns(fleet.name, fleet.ignored_columns, COLUMNS)
         journal = options.journal or f"{Path(fleet.name).name.strip('<>')}.rotation.sqlite3"
         reader = reader_of(fleet)
         if (selection := _select(options, journal)) is not None:
-            reader, pools = reader.only(selection), _leave(selection, pools)
+            reader, pools = reader.only(selection), _drop_selected(pools, selection)
             fleet = Fleet(reader)
         known_rows = None if options.dry_run else known_row_count(journal, reader.digest)
-        if known_rows is not None:  # the rows were validated for the journal, and have not changed
+        if known_rows is not None:  # the run that wrote the journal validated the same rows
             reader.counted = known_rows
             yield Job(options, fleet, pools, journal, Survey(known_rows), invalid_lines, False, selection)
             return
@@ -140,7 +132,24 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         yield job
 
 
+def _make_sandbox_job(
+    options: RotateOptions, default: ManagedProxy | None, pools: Pools, invalid_lines: int
+) -> Job:
+    """Prepare a rotation of the sandbox's own accounts."""
+    journal = options.journal or "sandbox.rotation.sqlite3"
+    selection = _select(options, journal)
+    pools = _drop_selected(pools, selection)
+    accounts = [name for name in own_accounts() if selection is None or selection.takes(name)]
+    changes: Changes = accounts
+    survey = Survey(rows=len(accounts), pooled=len(accounts), tags=Counter({None: len(accounts)}))
+    if not pools:
+        changes = dict.fromkeys(accounts, default or ManagedProxy(country="US"))
+        survey = Survey(rows=len(accounts), managed=len(accounts))
+    return Job(options, changes, pools, journal, survey, invalid_lines, selection=selection)
+
+
 def _select(options: RotateOptions, journal: str) -> Selection | None:
+    """The accounts that --on selects, according to the journal; None without --on."""
     selection = Selection.of(options.on)
     if selection is not None:
         with JournalReader(journal) as view:
@@ -148,16 +157,16 @@ def _select(options: RotateOptions, journal: str) -> Selection | None:
     return selection
 
 
-def _leave(selection: Selection | None, pools: Pools) -> Pools:
-    """*pools* without the proxies that the accounts of the selection leave."""
-    left = without_selected(pools, selection)
-    before, after = (sum(map(len, some.values())) for some in (pools, left))
+def _drop_selected(pools: Pools, selection: Selection | None) -> Pools:
+    """Remove the proxies that match --on, so that no account gets one of them again. Report how many."""
+    remaining = without_selected(pools, selection)
+    before, after = (sum(map(len, by_tag.values())) for by_tag in (pools, remaining))
     if selection is not None and after < before:
-        verb = "is not used" if before - after == 1 else "are not used"
+        verb = "is not used: it is" if before - after == 1 else "are not used: they are"
         where = selection.text.removeprefix("accounts ")
         total = counted(before, "proxy", "proxies")
-        click.echo(f"{before - after:,} of {total} {verb}, being {where}", err=True)
-    return left
+        click.echo(f"{before - after:,} of {total} {verb} {where}", err=True)
+    return remaining
 
 
 def _open_fleet(options: RotateOptions, default: ManagedProxy | None, pools: Pools) -> Fleet:
@@ -196,7 +205,7 @@ def _open_pools(options: RotateOptions, events: EventStream) -> tuple[Pools, int
 
 
 def report_lists(lists: ProxyLists) -> None:
-    """Report unused columns and invalid lines; raise `FleetError` if a column's name is misspelled."""
+    """Report unused columns and invalid lines; raise `FleetError` if a column name looks misspelled."""
     for name, columns in lists.ignored_columns.items():
         _check_columns(name, columns, ("proxy", *PARTS))
     for name, faults in faults_by_list(lists.refused).items():

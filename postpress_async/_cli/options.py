@@ -1,4 +1,4 @@
-"""What the commands share: click classes, types of option values, and options."""
+"""Click classes, types of option values, and options that several commands share."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,8 +11,8 @@ from postpress_async._settings import BASE_URL
 from postpress_async.rotation import Halt
 from postpress_async.sandbox import Profile
 
-WORDS: Final = "postpress_async.words"
-"""Key of `click.Context.meta` for the command's arguments as the user typed them."""
+TYPED_WORDS: Final = "postpress_async.typed_words"
+"""Key of `click.Context.meta` for the words that the user typed after the command's name."""
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -21,7 +21,7 @@ class Command(click.Command):
     """A command whose help lists its options by group."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[WORDS] = tuple(args)
+        ctx.meta[TYPED_WORDS] = tuple(args)
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -48,7 +48,7 @@ class Option(click.Option):
         self.group: Final = group
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
-        """Name the environment variable even if click derives its name."""
+        """Name the environment variable that set the option, even if click derived the variable's name."""
         hint = super().get_error_hint(ctx)
         if ctx is None or self.envvar is not None or not self.resolve_envvar_value(ctx):
             return hint
@@ -84,8 +84,8 @@ COUNT: Final = _Count(1)
 COUNT_OR_ZERO: Final = _Count(0)
 
 FILE: Final = click.Path(allow_dash=True)
-"""A path, or ``-`` for standard input. The code that opens it reports whether it exists."""
-FILE.name = "file"  # for the help
+"""A path, or ``-`` for standard input. Click does not check that the file exists."""
+FILE.name = "file"  # shown in the help as FILE
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
 
@@ -96,8 +96,7 @@ def duration(text: str) -> float:
     if (seconds := _seconds(text)) > 0:
         return seconds
     if candidates := [text + unit for unit in "smh" if _seconds(text + unit) > 0]:
-        listed = ", ".join(candidates[:-1]) + " or " * (len(candidates) > 1) + candidates[-1]
-        raise click.BadParameter(f"{text!r} has no unit. Write {listed}")
+        raise click.BadParameter(f"{text!r} has no unit. Write {' or '.join(candidates)}")
     raise click.BadParameter(f"{text!r} is not a duration. Write, for example, 90s, 15m, 6h or 1h30m")
 
 
@@ -107,9 +106,12 @@ def duration_from_zero(text: str) -> float:
 
 
 def _seconds(text: str) -> float:
-    parts = _DURATION.fullmatch(text)
-    numbers = [float(part or 0) for part in (parts.groups() if parts else ())]
-    return sum(number * unit for number, unit in zip(numbers, (3600, 60, 1), strict=False))
+    """Convert a duration to seconds; 0 if the text is not a duration."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        return 0.0
+    hours, minutes, seconds = (float(number or 0) for number in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def halt(text: str | int) -> str | int | Mapping[str, str | int]:
@@ -153,21 +155,22 @@ connection: Final = combine(
         default="session",
         envvar="POSTPRESS_TRANSPORT",
         help="HTTP client. session: aiohttp.ClientSession. lean: aiohttp's connections without "
-        "ClientSession, which takes about half the CPU time but uses undocumented parts of aiohttp.",
+        "ClientSession; this takes about half the CPU time, but relies on undocumented parts of aiohttp.",
     ),
     _connection_option(
         "--trust-env",
         is_flag=True,
         envvar="POSTPRESS_TRUST_ENV",
-        help="Send to the API through the HTTP proxy of the environment (HTTPS_PROXY, NO_PROXY), with its "
-        "credentials from ~/.netrc. Requires --transport session. The accounts' proxies have no part in it.",
+        help="Connect to the API through the HTTP proxy in the environment variable HTTPS_PROXY, with its "
+        "credentials from ~/.netrc, unless NO_PROXY excludes the host. This does not affect the proxies of "
+        "the accounts. Requires --transport session.",
     ),
     _connection_option(
         "--no-idempotency",
         is_flag=True,
-        help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. Use it "
-        "only if something between you and the API rejects the header. An order for a managed proxy is then "
-        "not retried if it may have been executed, because the API could execute it twice.",
+        help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. Use "
+        "this option only if something between you and the API rejects the header. If an order for a managed "
+        "proxy may have been executed, it is then not retried, because the API could execute it twice.",
     ),
 )
 """Adds the options for the connection to the API."""

@@ -1,4 +1,4 @@
-"""``--dry-run``: show what a rotation would do."""
+"""``--dry-run``: show what a rotation would send."""
 
 import json
 import os
@@ -28,12 +28,11 @@ from postpress_async.rotation.journal._input_check import RunRequest
 from postpress_async.rotation.journal._preflight import Progress, read_progress
 from postpress_async.rotation.journal._times import duration
 
-SHOWN: Final = 3
-"""Number of requests to print."""
+_MAX_SHOWN: Final = 3  # requests, and proxies with a private address
 
 
 def preview(job: Job, events: EventStream) -> int:
-    """Print what *job* would do and how long it would take, after the checks of a real run."""
+    """Make the checks of a real run, then print what *job* would send and how long that would take."""
     options, survey = job.options, job.survey
     url, target = "the sandbox", "this machine"
     has_key, api_key = True, None
@@ -65,8 +64,8 @@ def preview(job: Job, events: EventStream) -> int:
     to_send = survey.rows - done if due_at is None else 0
     if options.limit is not None:
         to_send = min(to_send, options.limit)
-    first = islice(_changes(job, progress), SHOWN if to_send else 0)
-    # The body has its password masked.
+    first = islice(_changes(job, progress), _MAX_SHOWN if to_send else 0)
+    # `unstructure` masks the password.
     requests = [
         (f"{url}/accounts/{account}", None if change is None else converter.unstructure(change, ProxyChange))
         for account, change in first
@@ -123,40 +122,41 @@ def preview(job: Job, events: EventStream) -> int:
 
 
 def _kinds(job: Job) -> str:
-    kinds = [job.survey.kinds] if job.survey.kinds else []
-    if job.survey.refused:
-        verb = "is" if job.survey.refused == 1 else "are"
-        kinds.append(f"{'and ' * bool(kinds)}{counted(job.survey.refused, 'row')} {verb} left out")
-    return ", ".join(kinds)
+    kinds, invalid = job.survey.kinds, job.survey.refused
+    if not invalid:
+        return kinds
+    ignored = f"{counted(invalid, 'row')} {'is' if invalid == 1 else 'are'} left out"
+    return f"{kinds}, and {ignored}" if kinds else ignored
 
 
 def _rows(job: Job, done: bytes = b"") -> Iterator[Row]:
-    """The valid rows of *job* but for those whose ordinal has a nonzero byte in *done*."""
+    """The valid rows of *job*, without completed ones: the byte of *done* at their ordinal is not 0."""
     if isinstance(job.changes, Fleet):
         rows: Iterator[Any] = job.changes.rows(done)
     else:
         changes: Any = job.changes.items() if isinstance(job.changes, dict) else job.changes
         all_rows = rows_of(changes, pooled=argument_of(job.pools) or False)
-        rows = (row for row in all_rows if not done[row.ordinal : row.ordinal + 1].strip(b"\0"))
+        rows = (row for row in all_rows if row.ordinal >= len(done) or not done[row.ordinal])
     return (row for row in rows if isinstance(row, Row))
 
 
 def _changes(job: Job, progress: Progress) -> Iterator[tuple[str, ProxyChange | None]]:
-    """The accounts that a run would send, each with its change; None if the pool is exhausted."""
+    """The accounts that a run would send, each with its change. The change is None if no proxy is left."""
     outside = {} if job.selection is None else job.selection.outside
     allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
     for allocator in allocators.values():
         allocator.resume(Counter(progress.accounts) + Counter(outside), progress.quarantines)
     for row in _rows(job, progress.ordinals):
         change = row.change
-        if change is None and (pooled := allocators[row.tag].give(row.account_id)) is not None:
-            change = pooled.change_for(row.account_id, row.fields)
+        if change is None:
+            pooled = allocators[row.tag].give(row.account_id)
+            change = None if pooled is None else pooled.change_for(row.account_id, row.fields)
         yield row.account_id, change
 
 
 def _warn_of_private_addresses(job: Job) -> None:
-    """Report proxies that PostPress, which is on another machine, can probably not reach."""
-    # A fleet may be large: do not read it again if no row has a change of its own.
+    """Report proxies that PostPress, which runs on other machines, can probably not reach."""
+    # A fleet may be large: do not read it again if no row has a proxy of its own.
     rows = _rows(job) if job.survey.pooled < job.survey.rows else ()
     changes = ((row.account_id, row.change) for row in rows if row.change is not None)
     proxies = ((pooled.label, pooled.proxy) for pooled in job.proxies)
@@ -165,7 +165,7 @@ def _warn_of_private_addresses(job: Job) -> None:
         for name, change in chain[tuple[str, ProxyChange]](changes, proxies)
     )
     private = (f"{name} ({host})" for name, host in hosts if host is not None and _is_private(host))
-    if first := list(islice(private, SHOWN)):
+    if first := list(islice(private, _MAX_SHOWN)):
         count = sum(1 for _ in private)
         more = f" and {count:,} more" if count else ""
         click.echo(

@@ -1,4 +1,4 @@
-"""Progress of a rotation on standard error: a bar on a terminal, otherwise a line from time to time."""
+"""Shows the progress of a rotation on standard error: a bar on a terminal, otherwise an occasional line."""
 
 import asyncio
 import sys
@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,26 +18,22 @@ from postpress_async.rotation import Outcome, Rotation, State
 from postpress_async.rotation.journal._times import duration
 from postpress_async.session import PostPressSession
 
+if TYPE_CHECKING:
+    from postpress_async.cluster import Cluster
+
 _REDRAW_INTERVAL: Final = 0.1  # seconds
 
-_MAX_LATENCIES: Final = 2_000  # number of latest accounts in the percentiles
+_MAX_LINE_INTERVAL: Final = 60.0  # seconds
+
+_MAX_LATENCIES: Final = 2_000  # the percentiles are those of the latest accounts
 
 _RATE_WINDOW: Final = 10.0  # seconds
-
-
-class Sender(Protocol):
-    """The part of a session or cluster that the progress display needs."""
-
-    @property
-    def paused(self) -> bool:
-        """Whether all calls wait because the service is down."""
-        ...
 
 
 class ProgressStats:
     """Statistics of a running rotation of *total* accounts, including invalid rows."""
 
-    def __init__(self, total: int, rotation: Rotation, sender: Sender) -> None:
+    def __init__(self, total: int, rotation: Rotation, sender: "PostPressSession | Cluster") -> None:
         self.total: Final = total
         self._rotation: Final = rotation
         self._sender: Final = sender
@@ -55,28 +51,28 @@ class ProgressStats:
             self._latencies.append(outcome.elapsed)
 
     def rate(self) -> float:
-        """Accounts completed per second over the last 10 s, without skipped ones."""
+        """Accounts completed per second over the last 10 s; skipped accounts do not count."""
         now = time.monotonic()
         completed = self.completed - self._rotation.summary.states[State.SKIPPED]
         self._samples.append((now, completed))
-        # Keep one sample from before the window.
+        # Keep one sample that is older than the window.
         while len(self._samples) > 2 and now - self._samples[1][0] > _RATE_WINDOW:
             self._samples.popleft()
-        since, before = self._samples[0]
-        return (completed - before) / (now - since) if now > since else 0.0
+        first_at, first_completed = self._samples[0]
+        return (completed - first_completed) / (now - first_at) if now > first_at else 0.0
 
     def counts(self) -> str:
-        """Accounts by state, accounts being retried, and quarantined proxies."""
-        summary, rotation = self._rotation.summary, self._rotation
+        """The numbers of accounts in each state, of accounts being retried, and of quarantined proxies."""
+        summary, retrying = self._rotation.summary, self._rotation.retrying
         words = [by_state(summary.states)]
-        if rotation.retrying:
-            words.append(f"{rotation.retrying:,} retrying")
+        if retrying:
+            words.append(f"{retrying:,} retrying")
         if summary.quarantined:
             words.append(f"{counted(summary.quarantined, 'proxy', 'proxies')} quarantined")
         return ", ".join(filter(None, words))
 
     def pace(self) -> str:
-        """Rate, latency, time that accounts wait for the limits, and time left."""
+        """The rate, latency, waiting time and remaining time, and whether the run is paused."""
         words, rate = [], self.rate()
         if rate:
             words.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
@@ -97,11 +93,11 @@ class ProgressStats:
 
 
 @contextmanager
-def shown(stats: ProgressStats) -> Iterator[None]:
-    """Show *stats* during the block."""
+def show_progress(stats: ProgressStats) -> Iterator[None]:
+    """Show *stats* while the block runs."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    with _bar(stats) if is_terminal else nullcontext(_lines(stats)) as draw:
-        # A task, because it must also show an outage, in which no account is completed.
+    with _bar(stats) if is_terminal else nullcontext(_line_writer(stats)) as draw:
+        # Draw in a task, not after each account: during an outage, no account is completed.
         redrawing = asyncio.create_task(_redraw(draw))
         try:
             yield
@@ -118,10 +114,10 @@ async def _redraw(draw: Callable[[], None]) -> None:
 
 @contextmanager
 def _bar(stats: ProgressStats) -> Iterator[Callable[[], None]]:
-    """A bar with two lines of statistics below it. Other output is printed above it."""
+    """Show a bar with two lines of statistics below; yield the function that redraws them."""
     bar = Progress(BarColumn(bar_width=None), MofNCompleteColumn(), TimeElapsedColumn(), expand=True)
     task = bar.add_task("", total=stats.total)
-    # rich would refresh in a thread, while the statistics change.
+    # rich's automatic refresh runs in a thread, which would read the statistics while they change.
     live = Live(console=Console(stderr=True), auto_refresh=False)
 
     def draw() -> None:
@@ -137,16 +133,16 @@ def _bar(stats: ProgressStats) -> Iterator[Callable[[], None]]:
             live.stop()
 
 
-def _lines(stats: ProgressStats) -> Callable[[], None]:
-    """A function that writes a line after each tenth of the accounts, and at least once a minute."""
+def _line_writer(stats: ProgressStats) -> Callable[[], None]:
+    """Return a function that writes a line after each tenth of the accounts, and at least once a minute."""
     tenths, written_at = 0, time.monotonic()
 
     def draw() -> None:
         nonlocal tenths, written_at
-        total, completed = stats.total, stats.completed
-        now_tenths, now = 10 * completed // max(1, total), time.monotonic()
-        if now_tenths > tenths or now - written_at > 60:
-            tenths, written_at = now_tenths, now
+        total, completed, now = stats.total, stats.completed, time.monotonic()
+        completed_tenths = 10 * completed // max(1, total)
+        if completed_tenths > tenths or now - written_at > _MAX_LINE_INTERVAL:
+            tenths, written_at = completed_tenths, now
             details = ", ".join(filter(None, (stats.counts(), stats.pace())))
             write_stderr(f"{completed:,} of {total:,}: {details}")
 

@@ -41,7 +41,7 @@ Exit codes:
   2    The command line or a list is invalid, and nothing was checked.
   130  The check was interrupted by Ctrl-C or SIGTERM."""
 
-_MAX_THREADS: Final = 256  # threads that resolve host names
+_MAX_RESOLVER_THREADS: Final = 256
 
 
 @click.group()
@@ -55,16 +55,16 @@ def proxies() -> None:
     "--protocol",
     type=click.Choice([protocol.value for protocol in ProxyProtocol]),
     default="http",
-    help="Protocol of the proxies whose line names none. http: HTTP CONNECT. https: HTTP CONNECT within TLS "
-    "to the proxy, whose certificate is checked. socks5: SOCKS version 5.",
+    help="Protocol of proxies whose line does not name a protocol. http: HTTP CONNECT. https: HTTP CONNECT "
+    "over TLS; the certificate of the proxy is checked. socks5: SOCKS version 5.",
 )
 @option(
     "--echo-url",
     type=URL,
     metavar="URL",
-    help="URL of a service of yours that responds with its client's IP address. It is requested through each "
-    "proxy to show the address from which the proxy connects. By default, each proxy is only asked for a "
-    "connection to the host of the PostPress API, and nothing is sent through it.",
+    help="URL of a service of your own that responds with the IP address of its client. The URL is requested "
+    "through each proxy to show the address from which the proxy connects. By default, each proxy is only "
+    "asked for a connection to the host of the PostPress API, and nothing is sent over that connection.",
 )
 @option(
     "--in-flight",
@@ -72,12 +72,12 @@ def proxies() -> None:
     default=200,
     help="Maximum number of proxies that are checked at the same time.",
 )
-@option("--deadline", type=duration, default="10s", help="Maximum duration of the check of one proxy.")
+@option("--deadline", type=duration, default="10s", help="Time limit for the check of one proxy.")
 @option(
     "--write",
     type=click.Path(),
     metavar="FILE",
-    help="CSV file to write the proxies that work to, with their passwords; only you can read it. An "
+    help="Write the proxies that work, with their passwords, to this CSV file, readable only by you. An "
     "existing file is not overwritten.",
 )
 @option("--json", "as_json", is_flag=True, help="Print one JSON object per proxy instead of a table.")
@@ -93,11 +93,11 @@ def check(
     """
     Find out which proxies of one or more lists work, as seen from this machine.
 
-    LIST is a file as for `postpress-async rotate --pool`. Each proxy is asked, with its user name and
-    password, for a connection to the host of the PostPress API or of --echo-url. No account is changed, and
-    no API key is required. PostPress connects from its own network, so it may reach proxies that this machine
-    does not reach, and vice versa. The result has no effect on rotations. Requires the extra
-    postpress-async[check]. Examples:
+    LIST is a file with a proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or a CSV file with a
+    header; - is standard input. Each proxy is asked, with its user name and password, for a connection to the
+    host of the PostPress API or of --echo-url. No account is changed, and no API key is required. PostPress
+    connects from its own network, so it may reach proxies that this machine does not reach, and vice versa.
+    The result has no effect on rotations. Requires the extra postpress-async[check]. Examples:
 
     \b
       postpress-async proxies check proxies.txt
@@ -119,13 +119,14 @@ def check(
     results: list[CheckedProxy] = []
     started = time.monotonic()
     is_interrupted = asyncio.run(_check(checker, pool, in_flight, results))
-    results.sort(key=lambda checked: (checked.is_failure, checked.result))  # a terminal shows the end
+    # Failures come last, because a terminal shows the end of a long table.
+    results.sort(key=lambda checked: (checked.is_failure, checked.result))
     for line in (json.dumps(asdict(checked)) for checked in results) if as_json else _table(results):
         click.echo(line)
     counts = Counter(checked.result for checked in results)
-    found = ", ".join(f"{count:,} {result}" for result, count in counts.items()) or "none"
+    counts_text = ", ".join(f"{count:,} {result}" for result, count in counts.items()) or "none"
     total = counted(len(results), "proxy", "proxies")
-    write_stderr(f"{total} checked in {time.monotonic() - started:.1f} s: {found}")
+    write_stderr(f"{total} checked in {time.monotonic() - started:.1f} s: {counts_text}")
     write_stderr("this is what this machine sees: PostPress connects to proxies from its own network")
     if any(pooled.proxy.protocol is None for pooled in pool):
         write_stderr(f"proxies whose line names no protocol were checked as {protocol} (--protocol)")
@@ -144,10 +145,10 @@ def check(
 async def _check(
     checker: "ProxyChecker", pool: list[PooledProxy], in_flight: int, results: "list[CheckedProxy]"
 ) -> bool:
-    """Check all proxies and add the results. Return whether a signal interrupted it."""
+    """Check all proxies and append to *results*. Return whether a signal interrupted the check."""
     loop = asyncio.get_running_loop()
-    # With asyncio's few threads, proxies would wait behind others whose names are resolved slowly.
-    loop.set_default_executor(ThreadPoolExecutor(min(in_flight, _MAX_THREADS)))
+    # Host names are resolved in threads. asyncio has few by default, so slow lookups would delay the rest.
+    loop.set_default_executor(ThreadPoolExecutor(min(in_flight, _MAX_RESOLVER_THREADS)))
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     with rich.progress.Progress(console=Console(stderr=True), disable=not is_terminal) as progress:
         bar = progress.add_task("", total=len(pool))
@@ -173,19 +174,20 @@ def _table(results: "list[CheckedProxy]") -> Iterator[str]:
     return aligned(rows)
 
 
-def _write_list(path: str, listed: list[ListedProxy]) -> None:
-    if not listed:
+def _write_list(path: str, entries: list[ListedProxy]) -> None:
+    if not entries:
         write_stderr(f"no proxy works, so {path} was not written")
         return
     text = io.StringIO()
-    # A table, because lines without a protocol cannot express each user name and password.
-    others = list(dict.fromkeys(chain.from_iterable(entry.others for entry in listed)))
+    # CSV, because a line without a protocol cannot express every user name and password.
+    other_columns = list(dict.fromkeys(chain.from_iterable(entry.others for entry in entries)))
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*PARTS, *others])
-    for entry in listed:
-        proxy, cells = entry.proxy, (entry.others.get(name, "") for name in others)
+    table.writerow([*PARTS, *other_columns])
+    for entry in entries:
+        proxy = entry.proxy
+        other_cells = [entry.others.get(name, "") for name in other_columns]
         password = proxy.password and proxy.password.reveal()
-        table.writerow([proxy.host, proxy.port, proxy.protocol, proxy.username, password, *cells])
+        table.writerow([proxy.host, proxy.port, proxy.protocol, proxy.username, password, *other_cells])
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-    write_stderr(f"written: {path} ({counted(len(listed), 'proxy', 'proxies')} with their passwords)")
+    write_stderr(f"written: {path} ({counted(len(entries), 'proxy', 'proxies')} with their passwords)")

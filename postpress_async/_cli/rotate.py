@@ -26,7 +26,7 @@ from postpress_async.rotation.journal._history import plan_rollback
 from postpress_async.rotation.journal._preflight import is_due, unfinished_run
 from postpress_async.rotation.journal._reading import JournalReader
 
-_LISTED: Final = 20  # accounts that cannot go back; --json lists all of them
+_MAX_LISTED: Final = 20  # accounts that cannot go back; --json lists all of them
 
 
 @click.command(
@@ -43,23 +43,24 @@ def rotate(**values: Any) -> int:
     Give each account of FLEET a new proxy.
 
     FLEET is a file with a row for each account: CSV, JSON Lines or Parquet; - is standard input. The column
-    account_id names the account. The other columns say which proxy it gets: your own proxy (a URL in the
-    column proxy; or host, port, protocol, username and password) or a managed proxy, which PostPress provides
-    (country, ip or both). If they are empty, the account gets a proxy from --pool or --country.
+    account_id names the account. The other columns say which proxy the account gets: your own proxy (a URL in
+    the column proxy; or host, port, protocol, username and password) or a managed proxy, which PostPress
+    provides (country, ip or both). If these columns are empty, the account gets a proxy from --pool or
+    --country.
 
-    All rows are checked before the first request. The outcome of each account is recorded in a journal. If
-    the run is stopped or killed, run the same command again: it sends only the accounts that are neither
-    patched nor failed yet. The command retry-failed sends failed accounts again. Press Ctrl-C once to stop
-    after the requests in flight, twice to stop at once.
+    All rows are checked before the first request. The outcome of each account is recorded in a file, the
+    journal. If the run is stopped or killed, run the same command again: it sends only the accounts that are
+    neither patched nor failed yet. To send failed accounts again, use the command retry-failed. Press Ctrl-C
+    once to wait for the requests in flight and stop, twice to stop at once.
 
     \b
     Try it without an API key or a fleet:
       postpress-async rotate --sandbox
     See what would be sent and how long it would take:
       postpress-async rotate fleet.csv --pool proxies.txt --rate 50 --dry-run
-    Send ten accounts first, and the others only if none of them fails:
+    Send ten accounts first, and the other accounts only if none of the ten fails:
       postpress-async rotate fleet.csv --pool proxies.txt --canary 10 --halt 5%
-    Give new proxies to the accounts that have one of a dead subnet, and to no others:
+    Give new proxies only to the accounts whose proxy is in a dead subnet:
       postpress-async rotate fleet.csv --pool proxies.txt --on 10.1.1.0/24
     Send 50 requests per second for at most six hours:
       postpress-async rotate fleet.csv --rate 50 --max-duration 6h
@@ -105,14 +106,16 @@ def retry_failed(**values: Any) -> int:
 
 
 def _rotate(options: RotateOptions) -> int:
+    """Run the rotation. If that completes an unfinished run and a new run is due (--every), start it too."""
     events = _events(options)
     with open_job(options, events) as job:
         unfinished = None if options.every is None else unfinished_run(job.journal)
         code = _start(job, events)
     if options.every is None or unfinished is None or options.on or options.dry_run:
         return code
-    is_over = code in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}
-    if not is_over or options.fleet == "-" or not is_due(job.journal, options.every, unfinished):
+    is_complete = code in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}
+    can_read_again = options.fleet != "-"
+    if not is_complete or not can_read_again or not is_due(job.journal, options.every, unfinished):
         return code
     events.say("the run that was unfinished is complete: starting the new run that is due")
     return _rotate(options)
@@ -126,7 +129,7 @@ def _start(job: Job, events: EventStream) -> int:
     """Run or preview the rotation, unless it must not start. Return the exit code."""
     if (reason := job.reason_not_to_start) is not None:
         click.echo(reason, err=True)
-        events.not_begun(exit_codes.BAD_INPUT, reason, job.journal)
+        events.not_started(exit_codes.BAD_INPUT, reason, job.journal)
         return exit_codes.BAD_INPUT
     return preview(job, events) if job.options.dry_run else asyncio.run(run_job(job, events))
 
@@ -144,22 +147,22 @@ def _start(job: Job, events: EventStream) -> int:
     metavar="RUN",
     required=True,
     allow_from_autoenv=False,
-    help="Number of the run to go back to, as the command history lists it.",
+    help="Number of the run to go back to, as `postpress-async history` lists it.",
 )
 @option(
     "--pool",
     type=FILE,
     metavar="[TAG=]FILE",
     multiple=True,
-    help="List of proxies, in any form that rotate accepts, in which the earlier proxies are looked up by "
-    "user name, host and port; a TAG makes no difference. - is standard input. Repeat the option to combine "
-    "several lists.",
+    help="File with a list that contains the earlier proxies, which are looked up by user name, host and "
+    "port. The file has a proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a "
+    "header. - is standard input. Repeat the option to combine several lists. A TAG is ignored.",
 )
 @option(
     "--skip-bad",
     is_flag=True,
-    help="Send the other accounts even if some cannot go back, and use the valid lines of --pool even if "
-    "others are invalid. By default, nothing is sent in these cases.",
+    help="Send the accounts that can go back even if other accounts cannot, and use the valid lines of "
+    "--pool even if other lines are invalid. By default, nothing is sent in either case.",
 )
 @run_options
 def rollback(**values: Any) -> int:
@@ -168,11 +171,12 @@ def rollback(**values: Any) -> int:
 
     JOURNAL is the file in which `postpress-async rotate` recorded what each run assigned. Accounts that still
     have the same assignment are not sent. Proxies of your own are looked up in --pool, because the journal
-    has no passwords. A managed proxy is ordered again for the same country or ip, so it may be another one.
-    An account cannot go back if its proxy is in no list, or if the journal does not know what it had.
+    has no passwords. A managed proxy is ordered again for the same country or ip, so it may be a different
+    proxy. An account cannot go back if its earlier proxy is in no --pool, or if the journal does not know the
+    earlier proxy.
 
-    A rollback is a run of its own in the same journal. If it is stopped or killed, run the same command
-    again.
+    A rollback is a run of its own in the same journal. If the rollback is stopped or killed, run the same
+    command again.
 
     \b
     See what would be sent, and which accounts cannot go back:
@@ -180,7 +184,7 @@ def rollback(**values: Any) -> int:
     """
     options = RotateOptions.parse(**values)
     events = _events(options)
-    # The tags do not matter: each proxy is looked up by its name.
+    # Tags do not matter, because each proxy is looked up by its label.
     lists = [path for _, path in options.lists]
     pool = ProxyPool.read(*lists, skip_bad=options.skip_bad) if lists else ()
     journal, to = str(options.journal), int(options.to or 0)
@@ -188,15 +192,15 @@ def rollback(**values: Any) -> int:
         plan = plan_rollback(view, to, pool)
     for account in plan.left_behind:
         events.refused(journal, account)
-    for account in plan.left_behind[:_LISTED]:
+    for account in plan.left_behind[:_MAX_LISTED]:
         click.echo(str(account), err=True)
-    if (more := len(plan.left_behind) - _LISTED) > 0:
+    if (more := len(plan.left_behind) - _MAX_LISTED) > 0:
         click.echo(f"{more:,} more accounts cannot go back: --json lists them", err=True)
     if not plan.changes and (options.skip_bad or not plan.left_behind):
         others = "other " if plan.left_behind else ""
         message = f"nothing was sent: each {others}account has the assignment that it had after run {to}"
         events.say(message)
-        events.not_begun(exit_codes.ALL_PATCHED, message, journal)
+        events.not_started(exit_codes.ALL_PATCHED, message, journal)
         return exit_codes.ALL_PATCHED
     managed = sum(isinstance(change, ManagedProxy) for change in plan.changes.values())
     job = Job(

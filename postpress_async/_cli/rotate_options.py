@@ -16,25 +16,25 @@ from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
 from postpress_async.sandbox import Profile
 
 SETTINGS: Final = {"auto_envvar_prefix": "POSTPRESS"}
-"""For commands that read the same environment variables: --rate is POSTPRESS_RATE."""
+"""Settings of commands that share environment variables: in each of them, --rate is POSTPRESS_RATE."""
 
-_DECLARE: Final = "declare"
-"""Key of a field's metadata for a function that returns the decorator with the option of the field."""
+_DECORATOR_OF: Final = "decorator_of"
+"""Key of a field's metadata. The value is a function from the field to the decorator that adds the option."""
 
 
 def _option(*names: str, **settings: Any) -> Any:
     """
-    A field that is set by an option with its name, or with *names*. If the field is a bool, it is a flag.
+    Define a field that an option sets. The option is named like the field, or by *names*.
 
-    A command without the option leaves the field at its default.
+    The option of a bool field is a flag. A command without the option leaves the field at its default.
     """
 
-    def declare(attribute: "Attribute[Any]") -> options.Decorator:
-        words = names or [_option_name(attribute.name)]
-        return options.option(*words, is_flag=attribute.type is bool, **settings)
+    def decorator_of(attribute: "Attribute[Any]") -> options.Decorator:
+        option_names = names or [_option_name(attribute.name)]
+        return options.option(*option_names, is_flag=attribute.type is bool, **settings)
 
     default = () if settings.get("multiple") else settings.get("default")
-    return field(default=default, metadata={_DECLARE: declare})
+    return field(default=default, metadata={_DECORATOR_OF: decorator_of})
 
 
 def _option_name(name: str) -> str:
@@ -53,7 +53,8 @@ _FAULTS: Final = options.random_faults(" Requires --sandbox.", group="Sandbox")
 
 _REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "cool_down", "pool_by")
 
-# Options of a single run. The others select accounts, proxies and the API, which the next run needs too.
+# `retry_command` does not repeat these options, because they concern one run. The other options select
+# accounts, proxies and the API, so a retry needs them too.
 _ONE_RUN_ONLY: Final = frozenset(
     "journal every keep limit canary halt max_duration dry_run json verbose accept_new_key on profile seed "
     "dead_proxies".split()
@@ -69,84 +70,89 @@ class _RunOptions:
     in_flight: int = _limit(
         type=options.COUNT,
         default=100,
-        help="Maximum number of requests in flight at the same time; with --cluster, per worker. The run "
-        "uses fewer while the API is overloaded.",
+        help="Maximum number of requests in flight at the same time; with --cluster, per worker. While the "
+        "API is overloaded, the run has fewer requests in flight.",
     )
     rate: float | None = _limit(
         type=click.FloatRange(0, min_open=True),
         metavar="N",
-        help="Maximum number of requests per second, with --cluster of all workers together. No maximum by "
-        "default, but the run slows down when the API responds with 429 (too many requests).",
+        help="Maximum number of requests per second; with --cluster, of all workers together. No maximum by "
+        "default, but the run slows down if the API responds with 429 (too many requests).",
     )
-    # The sandbox's flaky profile fails 1 request in 20: of 100,000 accounts, about one fails four times in a
-    # row, and none six times.
+    # If 1 request in 20 fails, as in the sandbox's flaky profile, about one of 100,000 accounts fails four
+    # times in a row, and none six times.
     attempts: int = _limit(
         type=options.COUNT,
         default=6,
-        help="Maximum number of requests for an account through the same proxy: the first request and its "
-        "retries. Only errors that may be temporary are retried. A proxy from --pool that fails twice for an "
-        "account is replaced earlier (see --failovers).",
+        help="Maximum number of requests that assign the same proxy to an account: the first request and its "
+        "retries. Only errors that may be temporary are retried. If a proxy from --pool fails twice for an "
+        "account, the account gets another proxy earlier (see --failovers).",
     )
     limit: int | None = _limit(
         type=options.COUNT,
-        help="Maximum number of accounts to send now. Run the same command again to resume with the next "
-        "ones. No maximum by default.",
+        help="Send at most N accounts, then exit. Run the same command again to continue with the next "
+        "accounts. No maximum by default.",
     )
     max_duration: float | None = _limit(
         type=options.duration,
-        help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for those in "
-        "flight, and exit. Run the same command again to continue. No limit by default.",
+        help="Stop after this time, such as 90s, 15m, 6h or 1h30m: start no more requests, wait for the "
+        "requests in flight, and exit. Run the same command again to continue. No limit by default.",
     )
     halt: str | int | Mapping[str, str | int] = _stopping(
         type=options.halt,
         metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
-        help="Stop the run when this many accounts have failed: a percentage of the latest 200 accounts (5% "
-        "is always ten failures, even if fewer than 200 were sent), a number in the whole run, or "
-        "never. With scopes, such as proxy=5%,service=20%, only failures of these scopes count: request (it "
-        "is invalid), account (it must be reconnected, for example), proxy, or service (the API or the "
-        "network). A refused API key always stops the run. So does the same error 401, such as "
-        "invalid_credentials, for each of the first 20 accounts: the API key may be wrong.",
+        help="Stop the run when this many accounts have failed. 5%: a percentage of the latest 200 accounts "
+        "(5% is always ten failures, even before 200 accounts were sent). 100: a number of accounts in the "
+        "whole run. never: do not stop. With scopes, such as proxy=5%,service=20%, only these causes of "
+        "failures count: request (the request is invalid), account (for example, the account must be "
+        "reconnected), proxy (the proxy does not work), service (the API or the network fails). A refused "
+        "API key always stops the run. So does the same error 401, such as invalid_credentials, for each of "
+        "the first 20 accounts, because the API key may be wrong.",
     )
     canary: int = _stopping(
         type=options.COUNT_OR_ZERO,
         default=0,
-        help="Send N accounts first: a random sample of FLEET, or without FLEET the first accounts. The run "
-        "stops if as many of them fail as --halt says (a percentage is of N, at least one account), or if "
-        "all N fail; with --halt never or with scopes, if half of them fail. 0 disables it.",
+        help="Send N accounts first (the canary), and the other accounts only if the canary passes. The "
+        "canary is a random sample of FLEET, or without FLEET the first accounts. It fails, and the run "
+        "stops, if as many of the N accounts fail as --halt says (a percentage is of N, and at least one "
+        "account), or if all N fail; with --halt never or with scopes, if half of the N fail. 0: no canary.",
     )
     on_unknown: OnUnknown = _stopping(  # noqa: RUF009 - it is a field
         type=click.Choice(get_args(OnUnknown)),
         default="retry",
-        help="What to do with accounts whose outcome is unknown: a request of an earlier run got no "
-        "response, or a killed run may have sent one, so the API may have applied the change. retry: send "
-        "them again. report: do not send them, so that you can check them first.",
+        help="What to do with accounts whose outcome in an earlier run is unknown: a request got no "
+        "response, or a killed run may have sent a request, so the API may have applied the change. retry: "
+        "send these accounts again. report: do not send them, so that you can check them first.",
     )
     key_lifetime: float = _stopping(
         type=options.duration,
         default="24h",
-        help="Time for which the API is assumed to remember an idempotency key. An account whose order of "
-        "a managed proxy has an unknown outcome for longer is not sent again, because it could get a second "
-        "one: check it in the dashboard. Change this only if PostPress states another time.",
+        help="How long the API is assumed to remember an idempotency key, by which it recognizes a repeated "
+        "request. If a request for a managed proxy with an unknown outcome is older than this, the account "
+        "is not sent again, because it could get a second proxy: check the account in the PostPress "
+        "dashboard. Change this only if PostPress states another time.",
     )
     accept_new_key: bool = _stopping(
-        help="Accept an API key other than that of the journal's earlier runs. Use it once if the key was "
-        "replaced by a new one of the same workspace. By default, another key is refused.",
+        help="Accept an API key that differs from the key of the journal's earlier runs. Use this option "
+        "once after the key was replaced by a new key of the same workspace. By default, a different key is "
+        "refused.",
     )
     dry_run: bool = _output(
-        help="Check all inputs, print the first requests and an estimate of the duration, and send nothing.",
+        help="Send nothing. Check all inputs, and print the first requests that a run would send and, with "
+        "--rate, an estimate of the duration.",
     )
     json: bool = _output(
-        help="Write events to standard output for programs, one JSON object per line. Messages go to "
-        "standard error.",
+        help="Write the outcome of each account and other events to standard output, one JSON object per "
+        "line, for other programs to read. Messages go to standard error.",
     )
     verbose: bool = _output(
         "-v",
         "--verbose",
-        help="Print each retry, each pause while the API is down, and each proxy that is no longer used "
-        "because it failed, to standard error.",
+        help="Print to standard error: each retry, each change of the rate limit, each pause while the API "
+        "is down or most proxies fail, and each proxy that is no longer used because it failed.",
     )
-    api_key_file: str | None = field(default=None, metadata={_DECLARE: lambda _: options.connection})
+    api_key_file: str | None = field(default=None, metadata={_DECORATOR_OF: lambda _: options.connection})
     base_url: str | None = None
     transport: Literal["session", "lean"] = "session"
     trust_env: bool = False
@@ -154,28 +160,27 @@ class _RunOptions:
 
     cluster: str | None = _cluster(
         metavar="local:N|tls://HOST:PORT",
-        help="Send from several processes. local:N starts N workers on this machine. tls://HOST:PORT uses "
-        "the workers of the Dask scheduler at that address. Requires pip install "
-        "'postpress-async[distributed]'.",
+        help="Send from several processes. local:N starts N worker processes on this machine. "
+        "tls://HOST:PORT uses the workers of the Dask scheduler at that address. Requires the extra "
+        "postpress-async[distributed].",
     )
     certificates: str | None = _cluster(
         type=click.Path(),
         metavar="DIR",
-        help="Directory with the TLS certificate and key for --cluster, as the command cluster-certificates "
-        "creates them. Needed only for tls://. Default: those in Dask's configuration.",
+        help="Directory with the TLS certificate and key for --cluster tls://HOST:PORT, created by the "
+        "command cluster-certificates. By default, the certificate and key in Dask's configuration.",
     )
     sandbox: bool = _sandbox(
         help="Send to the sandbox, a fake of the API on this machine, instead of the real API. No API key is "
-        "required. Without FLEET, the sandbox provides 1,000 accounts.",
+        "required. Without FLEET or --query, the sandbox provides 1,000 accounts.",
     )
-    profile: Profile = field(default="steady", metadata={_DECLARE: lambda _: _FAULTS})
+    profile: Profile = field(default="steady", metadata={_DECORATOR_OF: lambda _: _FAULTS})
     seed: int = 0
 
     dead_proxies: int = _sandbox(
         type=options.COUNT_OR_ZERO,
         default=0,
-        help="Number of proxies at the start of --pool that do not work in the sandbox. Requires --sandbox "
-        "and --pool.",
+        help="Let the first N proxies of --pool fail in the sandbox. Requires --sandbox and --pool.",
     )
 
 
@@ -185,8 +190,9 @@ class _InputOptions(_RunOptions):
 
     query: str | None = _input(
         metavar="SQL",
-        help="Read the accounts from a database instead of FLEET, with this SQL query. Its columns are those "
-        "of a FLEET file. Requires --from, --from-file or the environment variable POSTPRESS_DATABASE_URL.",
+        help="Read the accounts from a database instead of FLEET, with this SQL query. The query must return "
+        "the columns of a FLEET file. Requires --from, --from-file or the environment variable "
+        "POSTPRESS_DATABASE_URL.",
     )
     database: str | None = _input(
         "--from",
@@ -210,62 +216,61 @@ class _InputOptions(_RunOptions):
         type=options.FILE,
         metavar="[TAG=]FILE",
         multiple=True,
-        help="File with a list of proxies for the accounts whose row names no proxy, country or ip. It has a "
-        "proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
+        help="File with a list of proxies for the accounts whose row has no proxy, country or ip. The file "
+        "has a proxy per line (HOST:PORT, HOST:PORT:USER:PASSWORD or a URL), or is CSV with a header. - is "
         "standard input. Repeat the option to combine several lists. With a TAG, such as US=us.txt, the list "
-        "is only for accounts with that tag in the column pool, or in the column of --pool-by. A user "
-        "name in FILE may have placeholders for a gateway that chooses the exit by user name, such "
-        "as customer-{account_id}-{try}: {try} is 0, and 1 more at each failover, to get another exit. Other "
+        "is only for accounts with that tag in the column pool, or in the column of --pool-by. If a gateway "
+        "chooses the exit address by user name, the user name in FILE may contain placeholders, such as "
+        "customer-{account_id}-{try}: {try} is 0 at first, and increases by 1 at each failover. Other "
         "placeholders are columns of FLEET.",
     )
     pool_by: str | None = _assignment(
         metavar="COLUMN",
-        help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. If it is "
-        "country, its values order no managed proxies. A --pool without a TAG must be CSV with this column, "
-        "from which each proxy gets its tag. A row whose value is no tag is invalid. By default, the "
-        "column pool if any --pool has a TAG.",
+        help="Column of FLEET, such as country, whose value is the TAG of the --pool to use. If the column "
+        "is country, it does not order managed proxies. A --pool without a TAG must be CSV with this column, "
+        "which contains the tag of each proxy. A row without a matching TAG is invalid. By default, the "
+        "column is pool if any --pool has a TAG.",
     )
     assign: Assign = _assignment(  # noqa: RUF009 - it is a field
         type=click.Choice(get_args(Assign)),
         default="round-robin",
         help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
-        "over and over. sticky: choose by account id, so that an account gets the same proxy in every "
-        "run.",
+        "over and over. sticky: choose by account id, so that an account gets the same proxy in every run.",
     )
     accounts_per_proxy: int | None = _assignment(
         type=options.COUNT,
-        help="Maximum number of accounts that get the same proxy from --pool. Accounts that got it earlier, "
-        "according to the journal, count unless they are sent again. If all proxies are full, further "
-        "accounts are skipped. No maximum by default.",
+        help="Maximum number of accounts that get the same proxy from --pool. Accounts that got the proxy in "
+        "an earlier run, according to the journal, count too, unless this run sends them again. When all "
+        "proxies have this many accounts, further accounts are skipped. No maximum by default.",
     )
     failovers: int = _assignment(
         type=options.COUNT_OR_ZERO,
         default=3,
-        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work; "
-        "then the account fails. With 0, it gets only its first proxy.",
+        help="Maximum number of other proxies from --pool to try for an account whose proxy does not work. "
+        "If none of them works, the account fails. 0: try only the first proxy.",
     )
     cool_down: float = _assignment(
         type=options.duration,
         default="30m",
-        help="How long a proxy from --pool is left out (quarantined) after it failed for two accounts that "
-        "other proxies then served. After that, one account tries it: a success ends the quarantine, a "
-        "failure doubles the time, up to 24h. The journal remembers quarantined proxies for the next run. "
-        "If most proxies fail at the same time, all accounts wait until one works again, at most for this "
-        "time; then they are skipped.",
+        help="How long a proxy from --pool is not used (quarantined) after it failed for two accounts for "
+        "which other proxies then worked. After this time, one account tries the proxy: success ends the "
+        "quarantine, failure doubles the time, up to 24h. The journal records quarantined proxies for the "
+        "next run. If most proxies fail at the same time, accounts wait until a proxy works again; after "
+        "this time, they are skipped.",
     )
     country: str | None = _assignment(
         metavar="CC",
         help="Order a managed proxy (one that PostPress provides) in this country, a two-letter code such as "
-        "US, for each account whose row names no proxy, country or ip. Cannot be combined with --pool.",
+        "US, for each account whose row has no proxy, country or ip. Cannot be combined with --pool.",
     )
 
 
 @frozen(kw_only=True)
 class RotateOptions(_InputOptions):
-    """The arguments and options of a rotation; this class has those that only ``rotate`` has."""
+    """All arguments and options of a rotation. This class adds the options that only ``rotate`` has."""
 
-    command: str  # the whole command as it was typed; it contains no secret, see `refuse_secrets`
-    arguments: Mapping[str, list[str]]  # typed words by option, without environment variables
+    command: str  # the whole command as it was typed, without secrets because of `refuse_secrets`
+    arguments: Mapping[str, list[str]]  # the typed words of each option, without environment variables
     fleet: str | None = None
     to: int | None = None  # the option of ``rollback``
     on_failed: OnFailed = "report"
@@ -280,37 +285,36 @@ class RotateOptions(_InputOptions):
         type=options.duration_from_zero,
         metavar="DURATION",
         help="Start a new run of all accounts if the latest run in the journal is complete and started at "
-        "least this long ago: 20h for a nightly job (less than 24h, so that a late start does not skip the "
-        "next night), 0s for always. An unfinished run is resumed first. Without this option, the accounts "
-        "of a complete run are never sent again.",
+        "least this long ago. Use 20h for a nightly job (less than 24h, so that a late start does not skip "
+        "the next night), or 0s to always start a new run. An unfinished run is resumed first. Without this "
+        "option, the accounts of a complete run are never sent again.",
     )
     keep: int | None = _stopping(
         type=options.COUNT,
-        help="Number of runs that the journal keeps, including the new one, when --every starts a new run. "
-        "All by default.",
+        help="Number of runs that the journal keeps: when --every starts a new run, older runs than the "
+        "latest N are deleted. All runs are kept by default.",
     )
     on: tuple[str, ...] = _input(
         metavar="PROXY",
         multiple=True,
         allow_from_autoenv=False,
         help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
-        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts a separate run of these "
-        "accounts, or resumes it. When that run is complete, the same command starts another one, of the "
-        "accounts that still have PROXY. Repeat the option for several proxies. Cannot be combined with "
-        "--every.",
+        "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts or resumes a separate run of "
+        "these accounts. When that run is complete, the same command starts another run, of the accounts "
+        "that still have PROXY. Repeat the option for several proxies. Cannot be combined with --every.",
     )
 
     @classmethod
     def parse(cls, **values: Any) -> Self:
         """Create from the current command's parameters, or raise `click.UsageError`."""
         context = click.get_current_context()
-        command = shlex.join([_PROGRAM, str(context.info_name), *context.meta[options.WORDS]])
+        command = shlex.join([_PROGRAM, str(context.info_name), *context.meta[options.TYPED_WORDS]])
         parsed = cls(**values, command=command, arguments=_arguments_by_option(context))
         parsed._check()
         return parsed
 
     def _check(self) -> None:
-        # An environment variable may be set for all runs, and this one may have no pool.
+        # Reject only typed options. Environment variables may be set for all runs, with and without a pool.
         if not self.pool and (unused := [name for name in _REQUIRE_POOL if name in self.arguments]):
             names = " and ".join(map(_option_name, unused))
             raise click.UsageError(f"{names} require{'s' if len(unused) == 1 else ''} --pool")
@@ -336,7 +340,7 @@ class RotateOptions(_InputOptions):
 
     @property
     def lists(self) -> list[tuple[str | None, str]]:
-        """The tag, or None, and the path of each list of proxies."""
+        """The tag of each list of proxies, or None, and the path of the list."""
         lists: list[tuple[str | None, str]] = []
         for word in self.pool:
             tag, equals, path = word.partition("=")
@@ -346,34 +350,41 @@ class RotateOptions(_InputOptions):
 
     def retry_command(self, journal: str) -> str:
         """The command that retries the failed accounts of *journal* with the same fleet, proxies and API."""
-        if self.on or self.to is not None:  # it takes them again, since they did not change
+        if self.on or self.to is not None:
+            # A failed account keeps its proxy, so the same command selects the account again.
             return self.command
         words = [_PROGRAM, "retry-failed", journal, *([] if self.fleet is None else [self.fleet])]
-        for name, typed in self.arguments.items():
-            words += [] if name in _ONE_RUN_ONLY else typed
+        for name, typed_words in self.arguments.items():
+            if name not in _ONE_RUN_ONLY:
+                words += typed_words
         return shlex.join(words)
 
 
 def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
-    """The typed words by option. Options from environment variables are left out."""
+    """The words of each option that was typed, not set by an environment variable."""
     params = {param.name: param for param in context.command.params}
-    values_by_name, _, _ = context.command.make_parser(context).parse_args(list(context.meta[options.WORDS]))
+    typed_words = list(context.meta[options.TYPED_WORDS])
+    values_by_name, _, _ = context.command.make_parser(context).parse_args(typed_words)
     arguments: dict[str, list[str]] = {}
     for name, values in values_by_name.items():
         param = params[name]
-        if isinstance(param, click.Option):
-            typed = max(param.opts, key=len)
-            values = values if isinstance(values, list) else [values]
-            arguments[name] = (
-                [typed] if param.is_flag else [word for value in values for word in (typed, value)]
-            )
+        if not isinstance(param, click.Option):
+            continue
+        option_name = max(param.opts, key=len)
+        if param.is_flag:
+            arguments[name] = [option_name]
+            continue
+        arguments[name] = []
+        for value in values if isinstance(values, list) else [values]:
+            arguments[name] += [option_name, value]
     return arguments
 
 
 def _add_options(cls: type) -> options.Decorator:
-    """A decorator that adds the options of *cls*, without those of its base classes."""
-    own = [each for each in fields(cls) if not each.inherited and _DECLARE in each.metadata]
-    return options.combine(*(each.metadata[_DECLARE](each) for each in own))
+    """Return a decorator that adds the options of *cls*, without the options of its base classes."""
+    own = [attribute for attribute in fields(cls) if not attribute.inherited]
+    with_option = [attribute for attribute in own if _DECORATOR_OF in attribute.metadata]
+    return options.combine(*(attribute.metadata[_DECORATOR_OF](attribute) for attribute in with_option))
 
 
 run_options: Final = _add_options(_RunOptions)

@@ -1,4 +1,4 @@
-"""Runs a rotation: session or cluster, signals, progress, and the final summary."""
+"""Runs a rotation in a session or a cluster; handles signals, shows the progress, and prints the summary."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from attrs import define
 from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
-from postpress_async._cli.progress import ProgressStats, Sender, shown
+from postpress_async._cli.progress import ProgressStats, show_progress
 from postpress_async._cli.sandbox import first_addresses
 from postpress_async._cli.secret_input import read_key
 from postpress_async._cli.terminal import (
@@ -52,7 +52,8 @@ async def run_job(job: Job, events: EventStream) -> int:
             await stack.enter_async_context(sandbox)
             key, url = Secret(sandbox.api_key), sandbox.url
         elif options.cluster is None or options.api_key_file is not None:
-            key = read_key(options.api_key_file)  # otherwise the workers of the cluster have the key
+            # Without this option, the workers of a cluster read the key from their own environment.
+            key = read_key(options.api_key_file)
         settings: dict[str, Any] = {
             "base_url": url,
             "retry": RetryPolicy(attempts=options.attempts),
@@ -103,7 +104,7 @@ async def run_job(job: Job, events: EventStream) -> int:
 
 
 def _silence_dask() -> None:
-    """Turn off Dask's log messages about lost workers. The cluster reports those that matter."""
+    """Turn off Dask's log messages about lost workers. The cluster itself reports the ones that matter."""
     for name in tuple(logging.root.manager.loggerDict):
         if name.partition(".")[0] == "distributed":
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -111,17 +112,17 @@ def _silence_dask() -> None:
 
 @define
 class _Stop:
-    """Stops a rotation at a signal or after a time, and cancels it at the second signal."""
+    """Stops a rotation at the first signal or after --max-duration, and cancels it at the second signal."""
 
     rotation: Rotation
     task: asyncio.Task[Any]
     interrupted: bool = False  # a signal was received
-    immediate: bool = False  # a second signal was received: cancel the requests in flight
-    timed_out: bool = False
+    immediate: bool = False  # a second signal was received, and cancelled the requests in flight
+    timed_out: bool = False  # --max-duration has passed
 
     def interrupt(self) -> None:
         if self.immediate:
-            return  # already cancelled; another cancellation would prevent the summary
+            return  # already cancelled; another cancellation would interrupt the summary
         if self.interrupted:
             self.immediate = True
             self.task.cancel()
@@ -136,7 +137,9 @@ class _Stop:
         write_stderr("stopping: --max-duration has passed; waiting for the requests in flight")
 
 
-async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> _Stop:
+async def _run(
+    job: Job, sender: "PostPressSession | Cluster", rotation: Rotation, events: EventStream
+) -> _Stop:
     task, seconds = asyncio.current_task(), job.options.max_duration
     assert task is not None  # noqa: S101 - a coroutine runs in a task
     stop = _Stop(rotation, task)
@@ -152,7 +155,8 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
                 events.write("begun", total=job.total, resumed=resumed, journal=job.journal)
                 if rotation.next_run_at is None:
                     await _send(job, sender, rotation, events)
-                else:  # the counts are those of the latest run, perhaps of --on
+                else:
+                    # The next run is not due. Read the counts of the latest run, without a progress bar.
                     await rotation.run()
     except RotationError as error:
         if not rotation.summary.attempts:
@@ -160,6 +164,7 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
         events.ended(rotation.summary, exit_codes.HALTED, job.journal)
         raise _HaltedError(str(error)) from None
     except asyncio.CancelledError:
+        # `uncancel` takes back the cancellation by `_Stop`. Above 0, a cancellation by other code remains.
         if not stop.immediate or task.uncancel():
             raise
     finally:
@@ -168,22 +173,26 @@ async def _run(job: Job, sender: Sender, rotation: Rotation, events: EventStream
     return stop
 
 
-async def _send(job: Job, sender: Sender, rotation: Rotation, events: EventStream) -> None:
+async def _send(
+    job: Job, sender: "PostPressSession | Cluster", rotation: Rotation, events: EventStream
+) -> None:
     stats, canary_passed = ProgressStats(job.total, rotation, sender), False
-    with shown(stats):
+    with show_progress(stats):
         async for outcome in rotation:
             stats.add(outcome)
             events.settled(outcome)
             if rotation.summary.canary_passed and not canary_passed:
                 canary_passed, accounts = True, job.options.canary
                 events.write("canary_passed", accounts=accounts)
-                write_stderr(f"the canary of {counted(accounts, 'account')} passed: the others follow")
+                write_stderr(
+                    f"the canary of {counted(accounts, 'account')} passed: sending the other accounts"
+                )
             if events.is_closed and not rotation.summary.stopped:
                 rotation.stop()
 
 
 def _why_complete(job: Job, rotation: Rotation) -> str:
-    """Why there is nothing to send, and what the user can do."""
+    """Say why there is nothing to send, and what the user can do."""
     if unknown := rotation.summary.states[State.UNKNOWN]:
         outcomes = "outcome of 1 account is" if unknown == 1 else f"outcomes of {unknown:,} accounts are"
         pronoun = "it" if unknown == 1 else "them"
@@ -205,7 +214,7 @@ class _HaltedError(click.ClickException):
 
 
 def _summarize(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> None:
-    """Write the results, and what to do next."""
+    """Write the results and what to do next."""
     events.say(str(summary))
     if (remaining := job.total - summary.total) > 0:
         events.say(f"{remaining:,} of {job.total:,} accounts are not completed yet")
@@ -234,7 +243,7 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
             f"{counted(expired, 'account')} may have got a managed proxy in an earlier run, longer ago than "
             "--key-lifetime. They were not sent, because they could get a second one. Check them in the "
             f"dashboard: `postpress-async export {shlex.quote(job.journal)} --state unknown` lists them. To "
-            "send them again, give a longer --key-lifetime"
+            "send them again, set a longer --key-lifetime"
         )
     is_incomplete = unknown > reported + expired or summary.states[State.SKIPPED] > summary.refused
     if summary.halted:
@@ -243,7 +252,7 @@ def _advice(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream
     elif stop.interrupted or stop.timed_out or events.is_closed or is_incomplete:
         yield "to continue, run the same command again"
     elif summary.refused:
-        rows = counted(summary.refused, "invalid row")
-        yield f"to send what was left out ({rows}), fix it and rotate it as a separate fleet"
+        rows, pronoun = counted(summary.refused, "invalid row"), "it" if summary.refused == 1 else "them"
+        yield f"{rows} left out: fix {pronoun} and rotate {pronoun} as a separate fleet"
     if summary.states[State.FAILED] and not summary.halted:
         yield f"to retry the failed accounts: {job.options.retry_command(job.journal)}"

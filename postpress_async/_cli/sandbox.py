@@ -16,27 +16,34 @@ from postpress_async.sandbox._sandbox import API_KEY
 
 
 @click.command(cls=Command, short_help="Run the sandbox, a local fake of the API.")
-@option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port to listen on. 0: any free port.")
+@option(
+    "--port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="TCP port to listen on. 0: any free port.",
+)
 @random_faults()
 @option(
     "--latency",
     metavar="SECONDS",
     type=click.FloatRange(0),
     default=0.0,
-    help="Seconds that each update takes.",
+    help="Seconds that the sandbox takes for each update.",
 )
 @option(
     "--rate",
+    metavar="N",
     type=click.FloatRange(0, min_open=True),
-    help="Maximum number of requests per second; excess ones get a 429 Too Many Requests. No limit by "
-    "default.",
+    help="Maximum number of requests per second. Requests above it get the error 429 (too many requests). No "
+    "maximum by default.",
 )
-@option("--pool", type=FILE, help="List of proxies, for --dead-proxies.")
+@option("--pool", type=FILE, help="File with the list of proxies for --dead-proxies.")
 @option(
     "--dead-proxies",
     type=COUNT_OR_ZERO,
     default=0,
-    help="Number of proxies, from the start of --pool, that fail.",
+    help="Let the first N proxies of --pool fail. Requires --pool.",
 )
 def sandbox(
     port: int,
@@ -50,8 +57,9 @@ def sandbox(
     """
     Run the sandbox, a local fake of the API, until Ctrl-C.
 
-    It first prints an `export` line that sets two environment variables: run it in another shell, so that
-    commands and programs there use the sandbox. At the end it prints its counters as JSON. Example:
+    The command first prints an `export` line, which sets POSTPRESS_BASE_URL and POSTPRESS_API_KEY. Run this
+    line in another shell, so that commands and programs there use the sandbox. At the end, the command prints
+    counters of the requests as JSON. Example:
 
       postpress-async sandbox --port 8400 --profile flaky
     """

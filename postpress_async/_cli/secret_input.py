@@ -10,7 +10,7 @@ from typing import Final
 from postpress_async.errors import ConfigurationError
 from postpress_async.secret import Secret
 
-_MAX_CHARACTERS: Final = 16_384  # read from a file that contains one secret
+_MAX_CHARACTERS: Final = 16_384  # to read from a file, which should contain one secret
 _KEY: Final = re.compile(r"pp_(?:live|test)_.")
 _PROXY: Final = re.compile(
     r"""(?:https?|socks5h?):// [^/\s:@]* : .* @ .*      # a URL
@@ -20,8 +20,8 @@ _PROXY: Final = re.compile(
 )
 
 EXPOSED_PROXY: Final = (
-    "everyone on this machine can read a password in an argument. Put the proxy into a file: name it as a "
-    "list of proxies, or for the command update by --proxy-file. POSTPRESS_PROXY is for update, too"
+    "everyone on this machine can read a password in an argument. Put the proxy into a file, and name the "
+    "file as a list of proxies, or as --proxy-file of the command update"
 )
 
 
@@ -29,8 +29,8 @@ def refuse_secrets(arguments: Iterable[str]) -> None:
     """
     Raise `ConfigurationError` if an argument contains an API key or the password of a proxy.
 
-    Call this before parsing the arguments, because parse errors repeat invalid ones. Names of existing files
-    are allowed.
+    Call this before parsing the arguments, because the messages of parse errors repeat invalid arguments.
+    Names of existing files are allowed, whatever they look like.
     """
     for argument in arguments:
         value = argument.partition("=")[2] if argument.startswith("-") and "=" in argument else argument
@@ -72,7 +72,7 @@ def read_secret_file(path: str, content: str) -> Secret:
 
 
 def read_key(path: str | None) -> Secret | None:
-    """Read the key from the file of ``--api-key-file``; None if it is in POSTPRESS_API_KEY instead."""
+    """Read the API key from the file *path*. None means that the session reads it from POSTPRESS_API_KEY."""
     if path is None and not os.environ.get("POSTPRESS_API_KEY"):
         raise ConfigurationError("there is no API key. Set POSTPRESS_API_KEY, or use --api-key-file FILE")
     return None if path is None else read_secret_file(path, "the API key")

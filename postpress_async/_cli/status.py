@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from postpress_async._cli.options import Command, option
-from postpress_async._cli.terminal import aligned, by_state, counted, moment
+from postpress_async._cli.terminal import aligned, by_state, moment, more_accounts
 from postpress_async.rotation import State
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._statistics import (
@@ -20,7 +20,7 @@ from postpress_async.rotation.journal._statistics import (
 )
 from postpress_async.rotation.journal._times import duration, instant
 
-_LISTED: Final = 12  # error types on a terminal; --json and the report list more
+_MAX_ERROR_TYPES: Final = 12  # --json and the report list more
 
 
 @click.command(cls=Command, short_help="Show the progress of a rotation and what to do next.")
@@ -40,83 +40,81 @@ def status(journal: str, as_json: bool) -> None:
     with JournalReader(journal) as view:
         stage = stage_of(view)
         with view.at_one_moment():
-            numbers = collect_statistics(view, stage, time.time())
+            stats = collect_statistics(view, stage, time.time())
     if as_json:
-        click.echo(json.dumps(_as_dict(journal, numbers), indent=2))
+        click.echo(json.dumps(_as_dict(journal, stats), indent=2))
         return
-    for line in _lines(journal, numbers):
+    for line in _lines(journal, stats):
         click.echo(line)
 
 
-def _lines(journal: str, numbers: Statistics) -> Iterator[str]:
-    yield f"{journal}: {numbers.summary}"
-    if numbers.selection is not None:
-        yield f"  {numbers.selection}"
-    yield f"  {_progress(numbers)}"
-    yield f"  {by_state(numbers.states) or 'no account is completed yet'}"
-    if numbers.maybe_sent != 0:
-        known = numbers.maybe_sent is not None
-        accounts = f"up to {counted(numbers.maybe_sent or 0, 'more account')}" if known else "more accounts"
-        yield f"  {accounts} may have been sent by a run that was killed"
-    yield from (f"  {line}" for line in _pace(numbers))
-    if numbers.errors:
+def _lines(journal: str, stats: Statistics) -> Iterator[str]:
+    yield f"{journal}: {stats.summary}"
+    if stats.selection is not None:
+        yield f"  {stats.selection}"
+    yield f"  {_progress(stats)}"
+    yield f"  {by_state(stats.states) or 'no account is completed yet'}"
+    if stats.maybe_sent != 0:
+        yield f"  {more_accounts(stats.maybe_sent)} may have been sent by a run that was killed"
+    yield from (f"  {line}" for line in _pace(stats))
+    if stats.errors:
         yield ""
         rows = [("  accounts", "scope", "error")]
         rows += [
             (f"{error.accounts:>10,}", error.scope or "-", error.error_type)
-            for error in numbers.errors[:_LISTED]
+            for error in stats.errors[:_MAX_ERROR_TYPES]
         ]
-        if more := numbers.more_errors + sum(error.accounts for error in numbers.errors[_LISTED:]):
+        if more := stats.more_errors + sum(error.accounts for error in stats.errors[_MAX_ERROR_TYPES:]):
             rows.append((f"{more:>10,}", "", "others"))
         yield from (f"  {line}" for line in aligned(rows))
     yield ""
-    yield f"next: {advice(journal, numbers)}"
+    yield f"next: {advice(journal, stats)}"
 
 
-def _progress(numbers: Statistics) -> str:
-    if numbers.total is None:
-        return f"{numbers.settled:,} completed"
-    share = numbers.settled / numbers.accounts if numbers.accounts else 1.0
-    # Rounded down, so that 100% means all.
-    return f"{numbers.settled:,} of {numbers.accounts:,} completed ({int(share * 1000) / 10:.1f}%)"
+def _progress(stats: Statistics) -> str:
+    if stats.total is None:
+        return f"{stats.settled:,} completed"
+    share = stats.settled / stats.accounts if stats.accounts else 1.0
+    # Round down, so that 100% means all accounts.
+    return f"{stats.settled:,} of {stats.accounts:,} completed ({int(share * 1000) / 10:.1f}%)"
 
 
-def _pace(numbers: Statistics) -> Iterator[str]:
-    if numbers.stage is not Stage.UNDER_WAY:
-        if numbers.last is not None:
-            yield f"the last account was completed at {moment(numbers.last)}"
+def _pace(stats: Statistics) -> Iterator[str]:
+    if stats.stage is not Stage.UNDER_WAY:
+        if stats.last is not None:
+            yield f"the last account was completed at {moment(stats.last)}"
         return
-    if numbers.rate is None:
+    if stats.rate is None:
         yield "no account was completed in the last minute"
         return
-    left = numbers.seconds_left
+    left = stats.seconds_left
     time_left = "" if left is None else f"; {duration(left)} left at this rate"
-    yield f"{numbers.rate:,.1f} accounts per second in the last minute{time_left}"
+    yield f"{stats.rate:,.1f} accounts per second in the last minute{time_left}"
 
 
-def _as_dict(journal: str, numbers: Statistics) -> dict[str, Any]:
+def _as_dict(journal: str, stats: Statistics) -> dict[str, Any]:
     return {
         "journal": journal,
-        "run": numbers.stage,
-        "halted": numbers.halted,
-        "selection": numbers.selection,
-        "total": numbers.total,
-        "settled": numbers.settled,
-        "maybe_sent": numbers.maybe_sent,
-        "states": {state: numbers.states[state] for state in State},
+        "run": stats.stage,
+        "halted": stats.halted,
+        "selection": stats.selection,
+        "total": stats.total,
+        "settled": stats.settled,
+        "maybe_sent": stats.maybe_sent,
+        "states": {state: stats.states[state] for state in State},
         "errors": [
             {"type": error.error_type, "scope": error.scope, "accounts": error.accounts}
-            for error in numbers.errors
+            for error in stats.errors
         ],
-        "more_errors": numbers.more_errors,
-        "rate": None if numbers.rate is None else round(numbers.rate, 3),
-        "seconds_left": None if numbers.seconds_left is None else round(numbers.seconds_left, 1),
-        "began": _when(numbers.began),
-        "first_settled_at": _when(numbers.first),
-        "last_settled_at": _when(numbers.last),
-        "next": advice(journal, numbers),
+        "more_errors": stats.more_errors,
+        "rate": None if stats.rate is None else round(stats.rate, 3),
+        "seconds_left": None if stats.seconds_left is None else round(stats.seconds_left, 1),
+        "began": _instant(stats.began),
+        "first_settled_at": _instant(stats.first),
+        "last_settled_at": _instant(stats.last),
+        "next": advice(journal, stats),
     }
 
 
-def _when(seconds: float | None) -> str | None:
+def _instant(seconds: float | None) -> str | None:
     return None if seconds is None else instant(seconds)

@@ -1,4 +1,4 @@
-"""What commands need to speak with their user: words, output, Ctrl-C, and messages about missing extras."""
+"""Helpers that commands share: formatting, output, Ctrl-C, and messages about missing extras."""
 
 import asyncio
 import errno
@@ -19,23 +19,28 @@ from postpress_async.rotation._atomic_write import atomic_write
 
 
 def counted(count: int, singular: str, plural: str = "") -> str:
-    """*count* and the noun in singular or plural, such as ``1 account`` or ``1,000 accounts``."""
+    """Format a count with its noun in singular or plural: ``1 account``, ``1,000 accounts``."""
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
+def more_accounts(at_most: int | None) -> str:
+    """Format an upper limit of further accounts; None if the limit is not known."""
+    return "more accounts" if at_most is None else f"up to {counted(at_most, 'more account')}"
+
+
 def by_state(states: Counter[State]) -> str:
-    """The number of accounts in each state, such as ``90 patched, 10 failed``; empty without any."""
+    """Format the number of accounts in each state, such as ``90 patched, 10 failed``; empty for none."""
     return ", ".join(f"{states[state]:,} {state}" for state in State if states[state])
 
 
 def listed(words: Sequence[str], most: int = 10) -> str:
-    """The first *most* of *words* in a row, and the number of the others."""
+    """Format the first *most* words and the number of further ones, such as ``US, DE and 3 more``."""
     more = f" and {len(words) - most:,} more" if len(words) > most else ""
     return f"{', '.join(words[:most])}{more}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table with aligned columns."""
+    """Format *rows* as the lines of a table with aligned columns."""
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -48,7 +53,7 @@ def moment(seconds: float) -> str:
 
 def write_stderr(text: str) -> None:
     """Write a line to standard error, above the progress bar if there is one."""
-    # click.echo would bypass rich's stream and write into the middle of the bar.
+    # While rich shows a bar, it replaces sys.stderr. click.echo would bypass it and write into the bar.
     if sys.stderr is not None:
         with suppress(OSError, ValueError):  # standard error may be closed
             sys.stderr.write(f"{text}\n")
@@ -56,7 +61,7 @@ def write_stderr(text: str) -> None:
 
 
 def discard_stdout() -> None:
-    """Redirect standard output to nowhere, so that the flush at exit does not fail again."""
+    """Redirect standard output to nowhere, so that Python's flush at exit does not fail again."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until exit
 
 
@@ -69,7 +74,7 @@ def is_file_limit(error: object) -> bool:
 
 
 def report_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
-    """Report a lack of file descriptors in one sentence, instead of asyncio's many tracebacks."""
+    """Report a lack of file descriptors in one sentence, not in a traceback for each failed connection."""
     reported = False
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -77,7 +82,7 @@ def report_file_limit_once(loop: asyncio.AbstractEventLoop) -> None:
         if is_file_limit(context.get("exception")) and not reported:
             reported = True
             write_stderr(f"postpress-async: {TOO_MANY_FILES}")
-        if not reported:  # later errors are consequences
+        if not reported:  # errors after the limit was reached are consequences of it
             loop.default_exception_handler(context)
 
     loop.set_exception_handler(handle)

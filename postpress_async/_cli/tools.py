@@ -1,4 +1,4 @@
-"""Commands without a rotation: ``errors``, ``cluster-certificates`` and ``completion``."""
+"""Commands that need no rotation: ``errors``, ``cluster-certificates`` and ``completion``."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -32,8 +32,9 @@ def cluster_certificates(folder: str) -> None:
     """
     Create a TLS certificate and its private key in DIR, for a cluster of several machines.
 
-    Anyone with the key can run code on the cluster and read its traffic. Copy it only to the machines of the
-    cluster, and let only the cluster's user read it. The certificate is valid for a year. Example:
+    Anyone with the key can run code on the cluster and read its traffic. Copy the key only to the machines of
+    the cluster, and let only the user that runs the cluster read it. The certificate is valid for a year.
+    Example:
 
     \b
       postpress-async cluster-certificates certificates

@@ -17,21 +17,29 @@ from postpress_async.errors import Applied, PostPressError, Scope
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.session import PostPressSession
 
+_EXIT_CODES: Final = """\b
+Exit codes:
+  0    The account was patched.
+  1    The account was not patched, or the outcome is unknown.
+  2    The command line or an input is invalid, and nothing was sent.
+  4    The API key was refused.
+  130  The command was interrupted by Ctrl-C."""
+
 _assignment: Final = partial(option, group="Proxy assignment")
 
 
-@click.command(cls=Command, epilog=exit_codes.HELP, short_help="Give one account a new proxy.")
+@click.command(cls=Command, epilog=_EXIT_CODES, short_help="Give one account a new proxy.")
 @click.argument("account_id", metavar="ACCOUNT")
 @_assignment(
     "--proxy",
     metavar="URL",
-    help="Use this proxy of your own, such as http://203.0.113.7:8080. A URL with a password must come from "
-    "--proxy-file or the environment variable POSTPRESS_PROXY.",
+    help="Use your own proxy with this URL, such as http://203.0.113.7:8080. A URL with a password must come "
+    "from --proxy-file or the environment variable POSTPRESS_PROXY.",
 )
 @_assignment(
     "--proxy-file",
     metavar="FILE",
-    help="Use the proxy of your own whose URL is in this file; - is standard input.",
+    help="Use your own proxy, whose URL is in this file; - is standard input.",
 )
 @_assignment(
     "--country",
@@ -48,9 +56,10 @@ _assignment: Final = partial(option, group="Proxy assignment")
     "--idempotency-key",
     group="Connection",
     metavar="KEY",
-    allow_from_autoenv=False,  # a key is for one change, but an environment variable would apply to many
-    help="Idempotency-Key header of the requests. Repeating a command with its earlier key returns its "
-    "outcome without applying the change again. Default: a new key for each change.",
+    allow_from_autoenv=False,  # a key belongs to one change, but an environment variable applies to many
+    help="Idempotency-Key header of the requests, by which the API recognizes a repeated request. If you "
+    "repeat a command with the key of the first command, you get its outcome, and the change is not applied "
+    "again. By default, each change gets a new key.",
 )
 def update(
     account_id: str,
@@ -65,8 +74,8 @@ def update(
     """
     Give one account a new proxy.
 
-    ACCOUNT is the id of the account. Choose the proxy with one of --proxy, --proxy-file, or --country and
-    --ip. Example:
+    ACCOUNT is the id of the account. Choose either your own proxy (--proxy or --proxy-file) or a managed
+    proxy, which PostPress provides (--country, --ip or both). Example:
 
       postpress-async update acc_01HXYZ --country US
     """
@@ -78,11 +87,11 @@ def update(
         check_key(idempotency_key)
     if idempotency_key is not None or no_idempotency:
         keys = FixedKey(idempotency_key)
-    key = read_key(api_key_file)
+    api_key = read_key(api_key_file)
 
     async def send() -> int:
         async with PostPressSession(
-            key, base_url=base_url, transport=transport, trust_env=trust_env
+            api_key, base_url=base_url, transport=transport, trust_env=trust_env
         ) as session:
             return await _update(session, account_id, change, keys)
 
@@ -94,7 +103,7 @@ async def _update(session: PostPressSession, account_id: str, change: ProxyChang
         result = await session._run_call(account_id, change, keys)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
     except PostPressError as error:
         click.echo(f"postpress-async: {error}", err=True)
-        # An earlier command with the user's own key may have applied the change.
+        # An earlier command with the same --idempotency-key may have applied the change.
         if error.applied is Applied.UNKNOWN or isinstance(keys, FixedKey):
             _suggest_key(keys)
         return exit_codes.KEY_REFUSED if error.scope is Scope.KEY else exit_codes.SOME_LEFT

@@ -203,9 +203,8 @@ class RotationInput:
                 if reread is not None and journal.by_row and journal.check.next_run_at is None:
                     hashes = journal.row_hashes()
                     await hashes.check_all(reread())
-                    journal.record_total(
-                        total
-                    )  # with the hashes, it reaches the disk before any new row is sent
+                    # With the hashes, the total reaches the disk before any new row is sent.
+                    journal.record_total(total)
                     await hashes.on_disk()
             except BaseException:
                 await journal.aclose()

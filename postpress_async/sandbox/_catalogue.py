@@ -1,4 +1,4 @@
-"""The error types of the API reference, and two that it does not list."""
+"""The error types of the API reference, and two types for HTTP errors that the reference does not list."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -81,4 +81,4 @@ UNLISTED: Final[Mapping[str, ErrorEntry]] = {
         429, "Too Many Requests", "The rate limit of this key is exceeded."
     ),
 }
-"""Errors that any HTTP API returns. The reference lists no types for them, so these are the sandbox's."""
+"""Types of the sandbox's own, because the API reference lists no types for these common HTTP errors."""

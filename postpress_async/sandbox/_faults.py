@@ -1,8 +1,8 @@
 """
 Fault injection: profiles with random faults, and scripts for single accounts.
 
-Random numbers depend only on the seed, the account and the number of its request. So a run can be repeated
-even if the requests of different accounts interleave differently.
+The faults of a request depend only on the seed, the account and the number of the request among those of the
+account. So a run can be repeated even if the requests of different accounts interleave differently.
 """
 
 import json
@@ -23,19 +23,19 @@ Profile = Literal["steady", "flaky", "overloaded", "outage", "hostile"]
 @frozen(kw_only=True)
 class Fault:
     """
-    The treatment of one request. `Fault()` handles it normally.
+    How the sandbox handles one request. With `Fault()`, it handles the request normally.
 
     Attributes:
         type: Respond with an error of this type. A custom type requires *status*.
         status: Respond with this HTTP status. Without *type*, *body* is sent unchanged. With *type*, the
             envelope keeps the type's own status.
-        headers: Response headers, added to the usual ones or replacing them.
+        headers: Response headers, which are added to the usual headers or replace them.
         body: The raw response body; its Content-Type is JSON unless *headers* change it.
         cut: Send only the first half of the body, then close the connection.
         latency: Seconds added to the server's latency.
         retry_after: Value of Retry-After, sent unchanged.
-        executes: Apply the change before responding. A normal request always does.
-        ends: Whether the request is ``answered``, its connection is ``dropped``, or it ``never`` ends.
+        executes: Apply the change before responding, as for a normal request.
+        ends: How the request ends: it is ``answered``, its connection is ``dropped``, or it ``never`` ends.
 
     Raises:
         ValueError: *type* is not a type of the API and there is no *status*.
@@ -83,19 +83,29 @@ _MAINTENANCE: Final = Fault(status=503, headers=_HTML, body=b"<html><h1>Back soo
 _PROVIDER_ERROR: Final = Fault(type="errors/provider_error")
 _SERVICE_UNAVAILABLE: Final = Fault(type="errors/service_unavailable")
 _REQUEST_TIMEOUT: Final = Fault(type="errors/request_timeout")
-_LATE: Final = Fault(type="errors/request_timeout", executes=True)
+# As if a gateway had stopped waiting for the API, which applies the change all the same.
+_APPLIED_TIMEOUT: Final = Fault(type="errors/request_timeout", executes=True)
 _TOO_MANY: Final = Fault(type="errors/too_many_requests", retry_after=1)
 _NOT_FOUND: Final = Fault(type="errors/resource_not_found")
 
-# Half of the timeouts come from a gateway that stopped waiting, and the change is applied later.
+# Profile "overloaded": above the first number of executing requests, some fail; above the second, all fail.
+_OVERLOADED_FROM: Final = 30
+_OVERLOADED_ABOVE: Final = 100
+
+# The first fault whose number is above a random number from 0 to 1 is chosen.
 _FLAKY: Final = (
-    *((0.02, _PROVIDER_ERROR), (0.03, _SERVICE_UNAVAILABLE), (0.035, _REQUEST_TIMEOUT), (0.04, _LATE)),
-    *((0.0425, DROP), (0.045, LOST), (1.0, NONE)),
+    (0.02, _PROVIDER_ERROR),
+    (0.03, _SERVICE_UNAVAILABLE),
+    (0.035, _REQUEST_TIMEOUT),
+    (0.04, _APPLIED_TIMEOUT),
+    (0.0425, DROP),
+    (0.045, LOST),
+    (1.0, NONE),
 )
 
 
 def _chances(*names: object) -> tuple[float, float]:
-    """Two pseudorandom numbers in [0, 1), always the same for the same names."""
+    """Two pseudorandom numbers in [0, 1) that depend only on the names."""
     digest = blake2b("\0".join(map(str, names)).encode(), digest_size=16).digest()
     # A float holds 53 bits; with more, rounding could give 1.0.
     first, second = int.from_bytes(digest[:8]) >> 11, int.from_bytes(digest[8:]) >> 11
@@ -103,33 +113,35 @@ def _chances(*names: object) -> tuple[float, float]:
 
 
 class _Draw(NamedTuple):
-    """The inputs of a profile."""
+    """What a profile knows about a request."""
 
     seed: int
     account_id: str
-    chance: float  # from 0 to 1: whether there is a fault
-    choice: float  # from 0 to 1: which one
-    elapsed: float
-    executing: int
+    chance: float  # random number from 0 to 1 that decides whether there is a fault
+    choice: float  # random number from 0 to 1 that decides which fault
+    elapsed: float  # seconds since the first request
+    executing: int  # number of requests that are being executed
 
 
 def _flaky(draw: _Draw) -> Fault:
     if _chances(draw.seed, draw.account_id)[0] < 0.01:
         return _NOT_FOUND
-    return next(fault for below, fault in _FLAKY if draw.chance < below)
+    return next(fault for threshold, fault in _FLAKY if draw.chance < threshold)
 
 
 def _overloaded(draw: _Draw) -> Fault:
-    # Errors must depend on the load: otherwise an adaptive client would learn to send nothing.
-    if draw.chance < (draw.executing - 30) / 70:
+    # The share of errors must depend on the load. Otherwise an adaptive client would learn to send nothing.
+    excess = draw.executing - _OVERLOADED_FROM
+    if draw.chance < excess / (_OVERLOADED_ABOVE - _OVERLOADED_FROM):
         return _TOO_MANY if draw.choice < 0.3 else _SERVICE_UNAVAILABLE
-    return Fault(latency=0.05 * (1 + draw.executing / 30))
+    return Fault(latency=0.05 * (1 + draw.executing / _OVERLOADED_FROM))
 
 
 def _outage(draw: _Draw) -> Fault:
     start_chance, length_chance = _chances(draw.seed)
     start = 1 + 2 * start_chance
-    if not start <= draw.elapsed < start + 10 + 10 * length_chance:
+    end = start + 10 + 10 * length_chance
+    if not start <= draw.elapsed < end:
         return NONE
     if draw.choice < 0.15:
         return DROP
@@ -142,7 +154,7 @@ def _hostile(draw: _Draw) -> Fault:
     patched = {"object": "AccountPatched", "account_id": draw.account_id}
     valid = json.dumps(patched).encode()
     other = json.dumps(patched | {"account_id": "acc_somebody_else"}).encode()
-    answers = (
+    faults = (
         _BAD_GATEWAY,
         Fault(status=200, executes=True),
         Fault(status=200, executes=True, body=other),
@@ -159,7 +171,7 @@ def _hostile(draw: _Draw) -> Fault:
         DROP,
         LOST,
     )
-    return answers[int(draw.choice * len(answers))]
+    return faults[int(draw.choice * len(faults))]
 
 
 _PROFILES: Final[Mapping[str, Callable[[_Draw], Fault]]] = {
@@ -173,15 +185,15 @@ _PROFILES: Final[Mapping[str, Callable[[_Draw], Fault]]] = {
 
 class Faults:
     """
-    Chooses the fault of each request: from the account's script, or from the profile after its end.
+    Chooses the fault of each request: the next one of the account's script, or else one of the profile.
 
     - ``steady``: No faults.
     - ``flaky``: 2% provider_error, 1% service_unavailable, 1% request_timeout (half of them executed) and
       0.5% dropped connections (half of them executed). 1% of the accounts do not exist.
-    - ``overloaded``: Latency grows with the number of executing requests. Above 30 some requests get a 503
-      or 429, above 100 all do.
-    - ``outage``: Begins 1 to 3 s after the first request and lasts 10 to 20 s. All requests get a 503
-      (a quarter of them as HTML) or a dropped connection.
+    - ``overloaded``: Latency grows with the number of executing requests. Above 30, some requests get a 503
+      or 429; above 100, all requests do.
+    - ``outage``: An outage begins 1 to 3 s after the first request and lasts 10 to 20 s. All requests get a
+      503 (a quarter of the requests as HTML) or a dropped connection.
     - ``hostile``: A fifth of the responses are malformed, contradictory or missing. Most of these requests
       are executed.
     """
@@ -196,14 +208,15 @@ class Faults:
         self._then: dict[str, Fault] = {}
 
     def script(
-        self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
+        self, account_id: str, *responses: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
-        """Append answers to the script of an account, as `Sandbox.script` does; from any thread."""
+        """Append responses to the script of an account, as `Sandbox.script` does; callable in any thread."""
         if not is_account_id(account_id):
             raise ValueError(f"account_id must consist of A-Z a-z 0-9 . _ ~ -, got {account_id!r}")
-        faults, default = [_scripted(answer) for answer in answers], None if then is None else _scripted(then)
-        if default is not None:
-            self._then[account_id] = default
+        # Check all responses before the script changes.
+        faults = [_to_fault(response) for response in responses]
+        if then is not None:
+            self._then[account_id] = _to_fault(then)
         self._scripts.setdefault(account_id, deque()).extend(faults)
 
     def draw(self, account_id: str, nth: int, *, elapsed: float = 0.0, executing: int = 0) -> Fault:
@@ -218,23 +231,23 @@ class Faults:
         return self._choose(_Draw(self.seed, account_id, *chances, elapsed, executing))
 
 
-def _scripted(answer: object) -> Fault:
-    if isinstance(answer, Fault):
-        return answer
-    if isinstance(answer, str):
-        return _WORDS.get(answer) or Fault(type=answer)
-    if answer == 200 and type(answer) is int:
-        return NONE
-    if type(answer) is int:
-        types = [type_ for type_, listed in TYPES.items() if listed.status == answer]
+def _to_fault(response: object) -> Fault:
+    if isinstance(response, Fault):
+        return response
+    if isinstance(response, str):
+        return _WORDS.get(response) or Fault(type=response)
+    if type(response) is int:  # not a bool
+        if response == 200:
+            return NONE
+        types = [type_ for type_, entry in TYPES.items() if entry.status == response]
         type_hint = f"a type such as {types[0]!r} or " if types else ""
-        raise ValueError(f"the status {answer} is ambiguous; script {type_hint}Fault(status={answer})")
-    kind = type(answer).__name__
-    raise ValueError(f"answers must be error types, 200, 'drop', 'lost', 'hang' or a Fault, got a {kind}")
+        raise ValueError(f"the status {response} is ambiguous; script {type_hint}Fault(status={response})")
+    kind = type(response).__name__
+    raise ValueError(f"responses must be error types, 200, 'drop', 'lost', 'hang' or a Fault, got a {kind}")
 
 
 def _suggestion(word: str) -> str:
-    """A hint at the error type or keyword that *word* resembles, or an empty string."""
+    """Return a hint at the error type or keyword that *word* resembles, or an empty string."""
     similar = get_close_matches(word, [*TYPES, *UNLISTED, *_WORDS], n=1) or [
         type_ for type_ in TYPES if type_.endswith(f"/{word}")
     ]

@@ -1,4 +1,4 @@
-"""What limits executions: the rate, the concurrency, and the idempotency keys of earlier ones."""
+"""Limits of executions: a rate limit, a concurrency limit, and one execution for each idempotency key."""
 
 import asyncio
 import sys
@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from attrs import define, field
 
-from postpress_async.sandbox._answers import Answer
-from postpress_async.sandbox._rules import Json, Refusal
+from postpress_async.sandbox._responses import Response
+from postpress_async.sandbox._rules import Json, RequestError
 
 
 class TokenBucket:
@@ -39,9 +39,10 @@ class TokenBucket:
 
 class ConcurrencyLimit:
     """
-    ``async with limit:`` holds one of *capacity* slots; None for no limit.
+    Limits concurrent executions: ``async with limit:`` holds one of *capacity* slots. None means no limit.
 
-    Check `is_full` before: at most *queue* others should wait for a slot. *active* is the number of holders.
+    Check `is_full` before, so that at most *queue* executions wait for a slot. *active* is the number of held
+    slots.
     """
 
     def __init__(self, capacity: int | None = None, queue: int = 0) -> None:
@@ -71,54 +72,54 @@ class ConcurrencyLimit:
 @define(eq=False)
 class _Execution:
     change: Json
-    answer: Answer | asyncio.Future[Answer | None] | None  # None if it failed unexpectedly
+    response: Response | asyncio.Future[Response | None] | None  # None if it failed unexpectedly
 
 
 @define(eq=False)
 class IdempotencyStore:
     """
-    Stores executions by account and Idempotency-Key; the oldest is dropped if there are more than *capacity*.
+    Stores executions by account and Idempotency-Key. Beyond *capacity*, the oldest execution is dropped.
 
-    *stores_errors* says whether failed executions are stored too.
+    *stores_errors* is whether failed executions are also stored.
     """
 
     _capacity: int
     _stores_errors: bool = field(kw_only=True, alias="stores_errors")
     _executions: OrderedDict[tuple[str, str], _Execution] = field(factory=OrderedDict)
 
-    async def find(self, account_id: str, key: str, change: Json) -> Answer | None:
-        """Wait for the answer of the earlier execution with this key; None if the key is new."""
+    async def find(self, account_id: str, key: str, change: Json) -> Response | None:
+        """Wait for the response of the earlier execution with this key; None if the key is new."""
         execution = self._executions.get((account_id, key))
         if execution is None:
             return None
         if execution.change != change:
             detail = "This Idempotency-Key was already used with another body."
-            raise Refusal("errors/invalid_parameters", detail)
-        answer = execution.answer
-        if isinstance(answer, asyncio.Future):
-            answer = await asyncio.shield(answer)
-        if answer is None:
-            raise Refusal("errors/unexpected_error")
-        return answer
+            raise RequestError("errors/invalid_parameters", detail)
+        response = execution.response
+        if isinstance(response, asyncio.Future):
+            response = await asyncio.shield(response)
+        if response is None:
+            raise RequestError("errors/unexpected_error")
+        return response
 
-    async def run(self, account_id: str, key: str, change: Json, work: Awaitable[Answer]) -> Answer:
+    async def run(self, account_id: str, key: str, change: Json, work: Awaitable[Response]) -> Response:
         """
-        Run *work* for a key that `find` does not know, and store its answer.
+        Run *work* for a key that `find` does not know, and store its response.
 
-        If *work* fails or is cancelled, requests that wait for its answer get ``unexpected_error``.
+        If *work* fails or is cancelled, requests that wait for its response get ``unexpected_error``.
         """
         name = account_id, key
-        pending: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        pending: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
         execution = self._executions[name] = _Execution(change, pending)
         if len(self._executions) > self._capacity:
             self._executions.popitem(last=False)
-        answer: Answer | None = None
+        response: Response | None = None
         try:
-            answer = await work
-            return answer
+            response = await work
+            return response
         finally:
-            execution.answer = answer  # in place of the future: a million may be stored
-            pending.set_result(answer)
-            stored = answer is not None and (answer.status == 200 or self._stores_errors)
-            if not stored and self._executions.get(name) is execution:
+            execution.response = response  # replaces the future, which takes more memory
+            pending.set_result(response)
+            is_stored = response is not None and (response.status == 200 or self._stores_errors)
+            if not is_stored and self._executions.get(name) is execution:
                 del self._executions[name]

@@ -16,15 +16,15 @@ _BACKLOG: Final = 4096
 
 
 class Listener(web.Server):
-    """aiohttp's low-level server on one port, without its router, which would unquote the account id."""
+    """aiohttp's low-level server on one port, without aiohttp's router, which would unquote account ids."""
 
     def __init__(self, handle: Handle, host: str, port: int, keep_alive: float) -> None:
-        # Compressed bodies are not decompressed, so they are rejected as invalid JSON. Otherwise aiohttp
-        # would log each one that is corrupt.
+        # Without decompression, compressed bodies are rejected as invalid JSON. With decompression, aiohttp
+        # would log each corrupt body.
         super().__init__(handle, access_log=None, keepalive_timeout=keep_alive, auto_decompress=False)
         self._host = host
         self._port = port
-        self._socket: socket.socket | None = None  # None if it does not listen
+        self._socket: socket.socket | None = None  # None if the server does not listen
         self._server: asyncio.Server | None = None
         self._disconnects: dict[RequestHandler, asyncio.Future[None]] = {}
 
@@ -34,7 +34,7 @@ class Listener(web.Server):
         return f"http://{host}:{self._port}"
 
     async def open(self) -> None:
-        """Start to listen; after `cut_off`, on the same port."""
+        """Start to listen. After `cut_off`, the port stays the same."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._socket = socket.create_server((self._host, self._port), family=family, backlog=_BACKLOG)
         self._port = self._socket.getsockname()[1]

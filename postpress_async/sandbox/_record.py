@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from postpress_async.sandbox._responses import Response
 from postpress_async.sandbox._rules import Json
 
 
@@ -12,11 +13,11 @@ class Record:
 
     Attributes:
         requests: Requests received.
-        by_status: Responses sent, by HTTP status, replays included.
+        by_status: Responses sent, by HTTP status. Replays count.
         by_type: Error envelopes sent, by error type.
         unanswered: Requests that were dropped or never answered.
         patched_accounts: Number of applied changes, by account.
-        managed_handed_out: Number of managed proxies assigned: one per managed change that was executed.
+        managed_handed_out: Number of managed proxies assigned, one for each executed order.
         replayed: Responses that repeated the stored response of an Idempotency-Key.
         in_flight: Requests being handled now, including those whose client has disconnected.
         most_in_flight: Highest value that `in_flight` ever had.
@@ -41,7 +42,7 @@ class Record:
         return f"<{type(self).__name__} {fields}>"
 
     def sends(self, account_id: str) -> int:
-        """Number of requests received for the account, rejected ones included."""
+        """Number of requests received for the account, including rejected requests."""
         return self._sends[account_id]
 
     def proxy_of(self, account_id: str) -> Json | None:
@@ -81,12 +82,12 @@ class Recorder(Record):
         if "proxy" not in change:
             self.managed_handed_out += 1
 
-    def note_end(self, status: int | None, type_: str | None) -> None:
-        """Count the end of a request; *status* is None if it got no response."""
+    def note_end(self, response: Response | None) -> None:
+        """Count the end of a request; *response* is None if the request gets no response."""
         self.in_flight -= 1
-        if status is None:
+        if response is None:
             self.unanswered += 1
             return
-        self.by_status[status] += 1
-        if type_ is not None:
-            self.by_type[type_] += 1
+        self.by_status[response.status] += 1
+        if response.type is not None:
+            self.by_type[response.type] += 1

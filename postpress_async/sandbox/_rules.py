@@ -10,16 +10,15 @@ from urllib.parse import unquote
 Json: TypeAlias = dict[str, Any]
 _Rules: TypeAlias = Mapping[str, tuple[Callable[[Any], bool], str]]
 
-LARGEST_BODY: Final = 64 * 1024
-"""Maximum size of a request body in bytes. The API reference names the error but no limit."""
+MAX_BODY_SIZE: Final = 64 * 1024  # bytes; the API reference names the error but no limit
 
 _PREFIX: Final = "/v1/accounts/"
 _ACCOUNT_ID: Final = re.compile(r"[A-Za-z0-9._~-]+")
 _SEGMENT: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*")  # RFC 3986, section 3.3
 
 
-class Refusal(Exception):  # noqa: N818 - it carries an error response rather than being an error itself
-    """Ends a request with an error type of the API; *detail* replaces the type's default detail."""
+class RequestError(Exception):
+    """Ends a request with an error type of the API. *detail* replaces the type's default detail."""
 
     def __init__(self, type: str, detail: str | None = None) -> None:  # noqa: A002 - the API's word
         super().__init__(type, detail)
@@ -39,36 +38,36 @@ def is_account_id(account_id: object) -> bool:
 
 
 def read_account_id(segment: str) -> str:
-    """Percent-decode the account id. Raise `Refusal` with a 400 or 404 if it is not well-formed."""
+    """Percent-decode the account id; raise `RequestError` with a 400 or 404 if the id is not well-formed."""
     if _ACCOUNT_ID.fullmatch(segment):
         return segment
     if not _SEGMENT.fullmatch(segment):
-        raise Refusal("errors/unescaped_characters")
+        raise RequestError("errors/unescaped_characters")
     account_id = unquote(segment)
     if not _ACCOUNT_ID.fullmatch(account_id):
-        raise Refusal("errors/invalid_resource_identifier")
+        raise RequestError("errors/invalid_resource_identifier")
     return account_id
 
 
 def read_change(raw: bytes, content_type: str) -> Json:
-    """Parse the body, check each field and their combination; raise `Refusal` with the most specific 400."""
+    """Parse the body and check its fields; raise `RequestError` with the most specific 400 error type."""
     if content_type != "application/json":
-        raise Refusal("errors/malformed_request", f"The body is {content_type}, not application/json.")
+        raise RequestError("errors/malformed_request", f"The body is {content_type}, not application/json.")
     try:
-        body = json.loads(raw.decode(), parse_constant=_refuse_constant)
+        body = json.loads(raw.decode(), parse_constant=_reject_constant)
     except (ValueError, RecursionError):
-        raise Refusal("errors/malformed_request", "The body is not JSON.") from None
+        raise RequestError("errors/malformed_request", "The body is not JSON.") from None
     if not isinstance(body, dict):
-        raise Refusal("errors/malformed_request", "The body is not a JSON object.")
+        raise RequestError("errors/malformed_request", "The body is not a JSON object.")
     _check(body, _BODY, "")
     if not body:
-        raise Refusal("errors/missing_parameters", "Give a proxy, or a country and/or an ip.")
+        raise RequestError("errors/missing_parameters", "Give a proxy, or a country and/or an ip.")
     if "proxy" in body and len(body) > 1:
-        raise Refusal("errors/invalid_request", "Give either a proxy, or a country and/or an ip.")
+        raise RequestError("errors/invalid_request", "Give either a proxy, or a country and/or an ip.")
     return body
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     # Python's json accepts NaN and Infinity, which are not JSON.
     raise ValueError(name)
 
@@ -76,11 +75,11 @@ def _refuse_constant(name: str) -> NoReturn:
 def _check(fields: Json, rules: _Rules, where: str) -> None:
     for name, value in fields.items():
         if name not in rules:
-            raise Refusal("errors/invalid_parameters", f"{where}{name} is not a parameter.")
+            raise RequestError("errors/invalid_parameters", f"{where}{name} is not a parameter.")
         holds, rule = rules[name]
         if not holds(value):
             # Do not show the value, which may be a password.
-            raise Refusal("errors/invalid_parameters", f"{where}{name} must be {rule}.")
+            raise RequestError("errors/invalid_parameters", f"{where}{name} must be {rule}.")
 
 
 def _is_proxy(value: object) -> bool:
@@ -89,7 +88,7 @@ def _is_proxy(value: object) -> bool:
     _check(value, _PROXY, "proxy.")
     for name in ("host", "port"):
         if name not in value:
-            raise Refusal("errors/missing_parameters", f"proxy.{name} is missing.")
+            raise RequestError("errors/missing_parameters", f"proxy.{name} is missing.")
     return True
 
 

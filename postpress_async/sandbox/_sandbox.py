@@ -1,4 +1,4 @@
-"""The sandbox: the server with an API key, an account list and sessions of its own."""
+"""The sandbox: a server with a fixed API key, and sessions that are connected to it."""
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, Final, Self
@@ -18,7 +18,7 @@ def own_accounts(count: int = 1_000) -> list[str]:
 
 
 def describe(sandbox: "Sandbox") -> str:
-    """The URL and the number of requests, for the repr, which pytest shows if a test fails."""
+    """The URL and the number of requests. They are part of the repr, which pytest shows if a test fails."""
     try:
         requests = sandbox.record.requests
         return f"{sandbox.url}, {requests:,} {'request' if requests == 1 else 'requests'}"
@@ -89,22 +89,22 @@ class Sandbox:
         return PostPressSession(self.api_key, base_url=self.url, **options)
 
     def script(
-        self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
+        self, account_id: str, *responses: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
         """
-        Append answers for the account's next requests, one per request.
+        Append responses for the account's next requests, one per request.
 
         Args:
-            answers: Each is an error type such as ``"errors/proxy_error"``, 200 (handled normally),
-                ``"drop"`` (no response, change not applied), ``"lost"`` (no response, change applied),
-                ``"hang"`` (never answered) or a `Fault`.
-            then: The answer to all later requests. None keeps an earlier *then*; without one, the profile
-                decides.
+            responses: Each is an error type such as ``"errors/proxy_error"``, 200 (handle the request
+                normally), ``"drop"`` (no response, change not applied), ``"lost"`` (no response, change
+                applied), ``"hang"`` (the request never ends) or a `Fault`.
+            then: The response to all later requests. None keeps the *then* of an earlier call; if there is
+                none, the profile decides.
 
         Raises:
-            ValueError: An answer or the account id is invalid. The script is unchanged.
+            ValueError: A response or the account id is invalid. The script is unchanged.
         """
-        self.server.faults.script(account_id, *answers, then=then)
+        self.server.faults.script(account_id, *responses, then=then)
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The request body last applied to the account, password included; None if no change was applied."""

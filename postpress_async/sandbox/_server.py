@@ -1,9 +1,9 @@
 """
 A local fake of the API, written from the API reference alone.
 
-A request is checked for, in this order: a simulated outage (`Server.outage`), the API key, the rate limit,
-the path, the method, the account id, whether the account exists, the body, the fault chosen for the request,
-the Idempotency-Key, and the capacity. The first check that fails decides the response.
+The server checks, in this order: whether an outage is simulated (`Server.outage`), the API key, the rate
+limit, the path, the method, the account id, whether the account exists, the body, the fault chosen for the
+request, the Idempotency-Key, and the capacity. The first check that fails decides the response.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ from typing import Any, Final, Literal, Self, get_args
 from aiohttp import web
 from attrs import evolve
 
-from postpress_async.sandbox._answers import Answer, Envelope, Errors, success, write
 from postpress_async.sandbox._faults import HANG, Fault, Faults, handles_normally, is_outcome
 from postpress_async.sandbox._limits import ConcurrencyLimit, IdempotencyStore, TokenBucket
 from postpress_async.sandbox._listener import Listener
 from postpress_async.sandbox._record import Record, Recorder
+from postpress_async.sandbox._responses import Envelope, Errors, Response, as_aiohttp, success
 from postpress_async.sandbox._rules import (
-    LARGEST_BODY,
+    MAX_BODY_SIZE,
     Json,
-    Refusal,
+    RequestError,
     account_segment,
     read_account_id,
     read_change,
@@ -45,13 +45,13 @@ class Server:
     """
     ``PATCH /v1/accounts/{id}`` on loopback; ``async with Server() as server:`` starts and closes it.
 
-    The response of an executed change, success or error, is stored by account and Idempotency-Key. Responses
-    of the earlier checks are not stored, nor is any 429 or 503. A repeated request goes through the same
+    The response of an executed change, success or error, is stored by account and Idempotency-Key. The
+    responses of failed checks are not stored, nor is any 429 or 503. A repeated request goes through the same
     checks and faults, and then gets the stored response, byte for byte. A request is executed even if its
     client disconnects.
 
     Args:
-        api_key: The only valid key, sent as ``X-API-KEY`` or, without that header, as a Bearer token.
+        api_key: The only valid API key, sent as ``X-API-KEY`` or, without that header, as a Bearer token.
         accounts: The account ids that exist; None if every well-formed id exists.
         faults: Chooses the fault of each request; None for no faults.
         latency: Seconds that an execution takes. Rejections are immediate.
@@ -60,9 +60,9 @@ class Server:
         retry_after: Whether the 429s of the rate limit have Retry-After.
         capacity: Maximum number of concurrent executions; None for no limit.
         queue: Maximum number of requests that wait to be executed; further ones get a 503 at once.
-        dead_proxies: Proxies that are answered with 502 and not applied: their ``host:port``, or a
-            predicate that gets the proxy object of the body.
-        envelope: Format of errors: ``page`` for that of the API reference, or ``quickstart``.
+        dead_proxies: Proxies that do not work, so that a change to one gets a 502 and is not applied: their
+            ``host:port``, or a predicate that gets the proxy object of the body.
+        envelope: Format of errors: ``page`` for the format of the API reference, or ``quickstart``.
         stores_errors: Whether a failed execution is stored under its Idempotency-Key.
         stored: Maximum number of stored responses; beyond it, the oldest is dropped.
         keep_alive: Seconds after which an idle connection is closed.
@@ -184,32 +184,32 @@ class Server:
         return self._listener
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        answer = None
+        response = None
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - aiohttp handles requests in tasks
         self._tasks.add(task)
         self._recorder.note_arrival()
         try:
-            answer = await self._answer(request)
-        except Refusal as refusal:
-            answer = self._errors.make(refusal.type, refusal.detail)
+            response = await self._respond(request)
+        except RequestError as error:
+            response = self._errors.make(error.type, error.detail)
         except ConnectionError:
             pass  # the client disconnected before it had sent the whole body
         finally:
             self._tasks.discard(task)
-            self._recorder.note_end(*((None, None) if answer is None else (answer.status, answer.type)))
-        return await write(request, answer)
+            self._recorder.note_end(response)
+        return await as_aiohttp(request, response)
 
-    async def _answer(self, request: web.BaseRequest) -> Answer | None:
-        """Return the answer, or None to drop the connection. Raise `Refusal` if a check fails."""
+    async def _respond(self, request: web.BaseRequest) -> Response | None:
+        """Return the response, or None to drop the connection. Raise `RequestError` if a check fails."""
         segment = account_segment(request.raw_path)
         account_id, invalid_id = None, None
         if segment is not None:
             try:
                 account_id = read_account_id(segment)
                 self._recorder.note_send(account_id)
-            except Refusal as refusal:
-                invalid_id = refusal  # raised below, after the checks that come first
+            except RequestError as error:
+                invalid_id = error  # raised below, because other checks come first
         if self._first_request_at is None:
             self._first_request_at = self._now()
         if (outage := _OUTAGE_FAULTS.get(self._outage or "")) is not None:
@@ -219,13 +219,13 @@ class Server:
             headers = {"Retry-After": str(ceil(wait))} if self._retry_after else {}
             return self._errors.make("errors/too_many_requests", headers=headers)
         if segment is None:
-            raise Refusal("errors/resource_not_found", "There is no such path.")
+            raise RequestError("errors/resource_not_found", "There is no such path.")
         if request.method != "PATCH":
             return self._errors.make("errors/method_not_allowed", headers={"Allow": "PATCH"})
         if account_id is None:
-            raise invalid_id or Refusal("errors/invalid_resource_identifier")
+            raise invalid_id or RequestError("errors/invalid_resource_identifier")
         if self._accounts is not None and account_id not in self._accounts:
-            raise Refusal("errors/resource_not_found")
+            raise RequestError("errors/resource_not_found")
         change = read_change(await _read_body(request), request.content_type)
         nth = self._request_counts[account_id] = self._request_counts.get(account_id, 0) + 1
         elapsed = self._now() - self._first_request_at
@@ -247,11 +247,11 @@ class Server:
             scheme, _, token = headers.get("Authorization", "").partition(" ")
             api_key = token.strip() if scheme.lower() == "bearer" else ""
         if not api_key:
-            raise Refusal("errors/missing_credentials")
+            raise RequestError("errors/missing_credentials")
         if api_key != self.api_key:
-            raise Refusal("errors/invalid_credentials")
+            raise RequestError("errors/invalid_credentials")
 
-    async def _inject(self, fault: Fault, request: web.BaseRequest) -> Answer | None:
+    async def _inject(self, fault: Fault, request: web.BaseRequest) -> Response | None:
         """Act like a gateway in front of the API: respond, drop the connection, or never respond."""
         if fault.latency:
             await asyncio.sleep(fault.latency)
@@ -259,17 +259,17 @@ class Server:
             await self._started().wait_disconnected(request)
         return self._errors.from_fault(fault) if fault.ends == "answered" else None
 
-    async def _execute_once(self, account_id: str, change: Json, key: str | None, fault: Fault) -> Answer:
-        """Execute the change, or wait for the earlier execution with this key and return its answer."""
+    async def _execute_once(self, account_id: str, change: Json, key: str | None, fault: Fault) -> Response:
+        """Execute the change, or wait for the earlier execution with this key and return its response."""
         if key and (earlier := await self._idempotency.find(account_id, key, change)) is not None:
             self._recorder.replayed += 1
             return earlier
         if self._executions.is_full:
-            raise Refusal("errors/service_unavailable")
+            raise RequestError("errors/service_unavailable")
         work = self._execute(account_id, change, fault)
         return await (self._idempotency.run(account_id, key, change, work) if key else work)
 
-    async def _execute(self, account_id: str, change: Json, fault: Fault) -> Answer:
+    async def _execute(self, account_id: str, change: Json, fault: Fault) -> Response:
         async with self._executions:
             if seconds := self.latency * self._slowdown + fault.latency:
                 await asyncio.sleep(seconds)
@@ -302,15 +302,15 @@ def _check(accounts: object, latency: object, dead_proxies: object) -> None:
 
 
 async def _read_body(request: web.BaseRequest) -> bytes:
-    too_large = Refusal("errors/content_too_large", f"A body must have at most {LARGEST_BODY} bytes.")
-    if (request.content_length or 0) > LARGEST_BODY:
+    too_large = RequestError("errors/content_too_large", f"A body must have at most {MAX_BODY_SIZE} bytes.")
+    if (request.content_length or 0) > MAX_BODY_SIZE:
         raise too_large
     try:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge:  # aiohttp's own limit, for a body without Content-Length
         raise too_large from None
     except web.RequestPayloadError:
-        raise Refusal("errors/malformed_request", "The body is incomplete.") from None
-    if len(body) > LARGEST_BODY:
+        raise RequestError("errors/malformed_request", "The body is incomplete.") from None
+    if len(body) > MAX_BODY_SIZE:
         raise too_large
     return body

@@ -25,8 +25,8 @@ class SandboxThread:
     def __init__(self, sandbox: Sandbox | None = None) -> None:
         self._sandbox: Final = sandbox or Sandbox()
         self._thread: Final = threading.Thread(target=self._run, name="postpress-sandbox", daemon=True)
-        # With a factory, it does not become the current loop of the caller's thread.
-        self._runner: Final = asyncio.Runner(loop_factory=lambda: asyncio.events.new_event_loop())
+        # Without a factory, the runner would set the event loop of the thread that creates the loop.
+        self._runner: Final = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -52,11 +52,11 @@ class SandboxThread:
         return self._sandbox.session(**options)
 
     def script(
-        self, account_id: str, *answers: str | int | Fault, then: str | int | Fault | None = None
+        self, account_id: str, *responses: str | int | Fault, then: str | int | Fault | None = None
     ) -> None:
-        """Append answers for the account's next requests, as `Sandbox.script` does."""
+        """Append responses for the account's next requests, as `Sandbox.script` does."""
         self._check_running()
-        self._sandbox.script(account_id, *answers, then=then)
+        self._sandbox.script(account_id, *responses, then=then)
 
     def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
         """The request body last applied to the account, password included; None if no change was applied."""
@@ -87,7 +87,7 @@ class SandboxThread:
         asyncio.run_coroutine_threadsafe(start(), loop).result()
 
     def _run(self) -> None:
-        with self._runner:  # closes the loop at the end
+        with self._runner:  # closes the event loop at the end
             self._runner.get_loop().run_forever()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The commands that read a journal: `status`, `export`, `report`."""
+"""The commands that read a journal: `status`, `export` and `report`."""
 
 import csv
 import json
@@ -24,16 +24,16 @@ README = ROOT / "README.md"
 
 @pytest.fixture
 def journal(folder: Path) -> Path:
-    """A hundred accounts, of which nine failed and one is unknown."""
+    """A run of 100 accounts: 90 patched, 9 failed, 1 unknown."""
     states = [State.PATCHED] * 90 + [State.FAILED] * 9 + [State.UNKNOWN]
     return write(
         folder / JOURNAL, (outcome(n, state) for n, state in enumerate(states)), total=100, began=NIGHT
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the names of files are bytes on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows any bytes in file names")
 def test_files_whose_names_are_not_utf8_can_be_used(folder) -> None:
-    """Before, a command with such a name could not be recorded, nor any outcome after it."""
+    """The journal records the command, with the names of its files."""
     fleet, journal = (os.fsdecode(name) for name in (b"f\xff.csv", b"j\xff.sqlite3"))
     (folder / fleet).write_text("account_id,country\nacc_sandbox_000001,US\n")
 
@@ -49,7 +49,7 @@ def test_files_whose_names_are_not_utf8_can_be_used(folder) -> None:
 # --- status ---
 
 
-def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
+def test_status_shows_progress_errors_and_the_next_step(journal) -> None:
     done = run("status", JOURNAL, env={"TZ": "UTC"})
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -67,10 +67,12 @@ def test_status_tells_how_it_went_and_what_to_do(journal) -> None:
     )
 
 
-def test_status_of_a_run_that_settled_nothing_tells_no_time_of_it(folder) -> None:
-    """Accounts that were refused a connection were tried, and none of them is settled."""
-    fault = {"attempts": 1, "error_type": "ConnectError", "scope": "service"}
-    write(folder / JOURNAL, (outcome(n, State.SKIPPED, **fault) for n in range(3)), total=3, began=NIGHT)
+def test_status_without_completed_accounts_shows_no_completion_time(folder) -> None:
+    """Skipped accounts, such as accounts that got no connection to the API, are not completed."""
+    no_connection = {"attempts": 1, "error_type": "ConnectError", "scope": "service"}
+    write(
+        folder / JOURNAL, (outcome(n, State.SKIPPED, **no_connection) for n in range(3)), total=3, began=NIGHT
+    )
 
     done = run("status", JOURNAL)
     status = json.loads(run("status", JOURNAL, "--json").stdout)
@@ -104,8 +106,7 @@ def test_status_as_json(journal) -> None:
     }
 
 
-def test_status_works_while_the_run_goes_on(folder) -> None:
-    """From another terminal, at two in the morning."""
+def test_status_can_be_read_while_the_run_is_in_progress(folder) -> None:
     with RunProcess(folder / JOURNAL):
         done = run("status", JOURNAL)
         assert f"{JOURNAL}: a run is in progress\n  20 completed\n  20 patched\n" in done.stdout
@@ -117,7 +118,7 @@ def test_status_works_while_the_run_goes_on(folder) -> None:
     assert after.returncode == 0
 
 
-def test_status_says_why_a_run_halted(folder) -> None:
+def test_status_shows_why_a_run_halted(folder) -> None:
     write(folder / JOURNAL, [outcome(0)], total=10, halted="6 of the last 10 accounts failed")
 
     done = run("status", JOURNAL)
@@ -129,7 +130,7 @@ def test_status_says_why_a_run_halted(folder) -> None:
 # --- export ---
 
 
-def test_export_writes_what_failed_to_a_file_of_one_s_own(journal, folder) -> None:
+def test_export_writes_accounts_of_given_states_to_a_private_file(journal, folder) -> None:
     done = run("export", JOURNAL, "--state", "failed", "--state", "unknown", "-o", "failed.csv")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "written: failed.csv\n")
@@ -138,7 +139,7 @@ def test_export_writes_what_failed_to_a_file_of_one_s_own(journal, folder) -> No
     assert stat.S_IMODE((folder / "failed.csv").stat().st_mode) == 0o600
 
 
-def test_export_goes_to_standard_output_by_itself(journal) -> None:
+def test_export_writes_to_standard_output_by_default(journal) -> None:
     done = run("export", JOURNAL, "--format", "jsonl", "--state", "unknown")
 
     assert json.loads(done.stdout)["account_id"] == "acc_000099"
@@ -146,7 +147,7 @@ def test_export_goes_to_standard_output_by_itself(journal) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "begin"),
+    ("name", "first_bytes"),
     [
         ("a.parquet", b"PAR1"),
         ("a.jsonl", b'{"line"'),
@@ -155,38 +156,37 @@ def test_export_goes_to_standard_output_by_itself(journal) -> None:
         ("a", b'"line"'),
     ],
 )
-def test_export_takes_the_format_from_the_file_s_name(journal, folder, name, begin) -> None:
+def test_export_chooses_the_format_by_the_name_of_the_file(journal, folder, name, first_bytes) -> None:
     assert run("export", JOURNAL, "-o", name).returncode == 0
-    assert (folder / name).read_bytes().startswith(begin)
+    assert (folder / name).read_bytes().startswith(first_bytes)
 
 
 @pytest.mark.parametrize("name", ["a.html", "a.json", "a.xlsx", "a.csv.gz"])
-def test_export_writes_no_format_into_a_file_that_is_named_after_another(journal, folder, name) -> None:
-    """A browser would show a CSV file as one paragraph."""
+def test_export_refuses_a_file_name_with_the_suffix_of_another_format(journal, folder, name) -> None:
+    """Other programs choose how to read a file by its suffix."""
     done = run("export", JOURNAL, "-o", name)
 
-    ending = Path(name).suffix
+    suffix = Path(name).suffix
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"{name}: {ending} is not a known format. Use .csv, .jsonl or .parquet" in done.stderr
-    assert ("`postpress-async report`" in done.stderr) is (ending == ".html")
+    assert f"{name}: {suffix} is not a known format. Use .csv, .jsonl or .parquet" in done.stderr
+    assert ("`postpress-async report`" in done.stderr) is (suffix == ".html")
     assert not (folder / name).exists()
 
 
-def test_export_writes_the_format_that_is_asked_for_whatever_the_file_is_called(journal, folder) -> None:
-    """Who says it in so many words has a reason."""
+def test_format_option_overrides_the_name_of_the_file(journal, folder) -> None:
     assert run("export", JOURNAL, "--format", "csv", "-o", "a.txt").returncode == 0
     assert (folder / "a.txt").read_bytes().startswith(b'"line"')
 
 
-def test_parquet_on_a_terminal_is_refused(journal) -> None:
+def test_parquet_requires_an_output_file(journal) -> None:
     done = run("export", JOURNAL, "--format", "parquet")
 
     assert done.returncode == 2
     assert "requires -o FILE" in done.stderr
 
 
-def test_a_reader_that_hangs_up_is_no_traceback(folder) -> None:
-    """`| head -1` closes the pipe."""
+def test_closed_pipe_causes_no_traceback(folder) -> None:
+    """`head -1` closes the pipe after one line."""
     write(folder / JOURNAL, (outcome(n) for n in range(20_000)))
     done = subprocess.run(
         f"{sys.executable} -m postpress_async export {JOURNAL} | head -1",
@@ -200,11 +200,11 @@ def test_a_reader_that_hangs_up_is_no_traceback(folder) -> None:
     assert done.stdout.startswith('"line","account_id"')
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-@pytest.mark.parametrize("words", [["export", JOURNAL], ["report", JOURNAL, "-o", "-"]])
-def test_full_disk_behind_standard_output_is_reported(journal, words) -> None:
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("arguments", [["export", JOURNAL], ["report", JOURNAL, "-o", "-"]])
+def test_full_disk_is_reported_if_standard_output_cannot_be_written(journal, arguments) -> None:
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "postpress_async", *words]
+        command = [sys.executable, "-m", "postpress_async", *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
 
     assert done.returncode == 2
@@ -215,7 +215,7 @@ def test_full_disk_behind_standard_output_is_reported(journal, words) -> None:
 # --- report ---
 
 
-def test_report_writes_one_page_beside_you(journal, folder) -> None:
+def test_report_writes_a_private_page_into_the_current_directory(journal, folder) -> None:
     done = run("report", JOURNAL)
 
     assert (done.returncode, done.stdout) == (0, "")
@@ -225,17 +225,16 @@ def test_report_writes_one_page_beside_you(journal, folder) -> None:
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
 
 
-def test_report_is_written_while_the_run_goes_on(folder) -> None:
+def test_report_can_be_written_while_the_run_is_in_progress(folder) -> None:
     with RunProcess(folder / JOURNAL):
         done = run("report", JOURNAL, "-o", "now.html")
 
     assert done.returncode == 0
-    assert "A run is in progress; this page shows its state when it was written." in (
-        folder / "now.html"
-    ).read_text("utf-8")
+    page = (folder / "now.html").read_text("utf-8")
+    assert "A run is in progress; this page shows its state when it was written." in page
 
 
-# --- all three ---
+# --- status, export and report ---
 
 
 @pytest.mark.parametrize("command", ["status", "export", "report"])
@@ -243,8 +242,10 @@ def test_report_is_written_while_the_run_goes_on(folder) -> None:
     "make",
     [
         pytest.param(lambda folder: None, id="no file"),
-        pytest.param(lambda folder: (folder / JOURNAL).write_text("account_id\n"), id="a fleet"),
-        pytest.param(lambda folder: (folder / JOURNAL).write_bytes(b"SQLite format 3\0" * 400), id="a wreck"),
+        pytest.param(lambda folder: (folder / JOURNAL).write_text("account_id\n"), id="a CSV file"),
+        pytest.param(
+            lambda folder: (folder / JOURNAL).write_bytes(b"SQLite format 3\0" * 400), id="a damaged database"
+        ),
         pytest.param(lambda folder: (folder / JOURNAL).mkdir(), id="a directory"),
     ],
 )
@@ -262,7 +263,7 @@ def test_file_that_is_not_a_journal_is_reported_in_one_sentence(folder, command,
 
 
 @pytest.mark.parametrize("command", ["export", "report"])
-def test_a_link_is_not_written_through(journal, folder, command) -> None:
+def test_output_is_not_written_through_a_symbolic_link(journal, folder, command) -> None:
     (folder / "out").symlink_to(folder / "elsewhere")
 
     done = run(command, JOURNAL, "-o", "out")
@@ -273,7 +274,7 @@ def test_a_link_is_not_written_through(journal, folder, command) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "export", "report"])
-def test_each_command_has_an_example(command) -> None:
+def test_help_has_an_example_with_a_journal(command) -> None:
     done = run(command, "--help")
 
     assert f"postpress-async {command} fleet.csv.rotation.sqlite3" in done.stdout

@@ -1,4 +1,4 @@
-"""A nightly run on the command line: dry runs, what stops it, and what its end reports."""
+"""A nightly rotation on the command line: dry runs, stops, output, and the advice at the end."""
 
 import asyncio
 import json
@@ -28,9 +28,12 @@ pytestmark = pytest.mark.slow
 
 
 @asynccontextmanager
-async def started(sandbox: Sandbox, *words: str, **options: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started(
+    sandbox: Sandbox, *arguments: str, **options: Any
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run the command as a process during the block."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "error", "-m", "postpress_async", *words),
+        *(sys.executable, "-W", "error", "-m", "postpress_async", *arguments),
         env={**os.environ, **environment(sandbox)},
         **{"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **options},
     )
@@ -43,6 +46,7 @@ async def started(sandbox: Sandbox, *words: str, **options: Any) -> AsyncIterato
 
 
 async def until(condition: Callable[[], bool], process: asyncio.subprocess.Process) -> None:
+    """Wait for the condition while the process runs."""
     while not condition():
         assert process.returncode is None, await process.stderr.read() if process.stderr else ""
         await asyncio.sleep(0)
@@ -51,8 +55,8 @@ async def until(condition: Callable[[], bool], process: asyncio.subprocess.Proce
 # --- Before anything is sent ---
 
 
-async def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(folder, sandbox) -> None:
-    """How long, and to whom: without a password, and without a journal."""
+async def test_dry_run_shows_requests_and_duration_and_sends_nothing(folder, sandbox) -> None:
+    """The output contains no password, and no journal is created."""
     write_fleet(folder, 1000, "")
     write_pool(folder, 5)
 
@@ -72,16 +76,16 @@ async def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(folder, sand
     assert sorted(path.name for path in folder.iterdir()) == ["fleet.csv", "proxies.txt"]
 
 
-async def test_rewriting_the_fleet_file_ends_the_run(folder, sandbox) -> None:
-    """Size and time stay the same: only the content differs."""
+async def test_change_of_the_fleet_file_ends_the_run(folder, sandbox) -> None:
+    """The size and modification time of the file stay the same; only the content differs."""
     fleet = write_fleet(folder, 10_000)
-    content, before = fleet.read_bytes(), fleet.stat()
+    content, status = fleet.read_bytes(), fleet.stat()
 
     async with started(sandbox, "rotate", "fleet.csv") as process:
         await until(lambda: sandbox.record.requests > 10, process)
         with fleet.open("r+b") as file:
             file.write(content.replace(b",US", b",DE"))
-        os.utime(fleet, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.utime(fleet, ns=(status.st_atime_ns, status.st_mtime_ns))
         _, errors = await process.communicate()
 
     assert process.returncode == 3
@@ -90,7 +94,7 @@ async def test_rewriting_the_fleet_file_ends_the_run(folder, sandbox) -> None:
     assert sent == {"{'country': 'US'}"}
 
 
-async def test_a_dry_run_of_a_rotation_under_way_knows_what_is_left(folder, sandbox) -> None:
+async def test_dry_run_of_an_unfinished_run_shows_how_many_accounts_are_left(folder, sandbox) -> None:
     write_fleet(folder, 100)
     await arun(sandbox, "rotate", "fleet.csv", "--limit", "40")
 
@@ -100,7 +104,7 @@ async def test_a_dry_run_of_a_rotation_under_way_knows_what_is_left(folder, sand
     assert sandbox.record.requests == 40
 
 
-def test_a_dry_run_needs_no_key(folder) -> None:
+def test_dry_run_needs_no_api_key(folder) -> None:
     """The person who prepares the run may not have the API key."""
     write_fleet(folder, 10)
 
@@ -112,69 +116,77 @@ def test_a_dry_run_needs_no_key(folder) -> None:
     )
 
 
-def test_a_dry_run_checks_the_key_that_it_has_and_every_row(folder) -> None:
-    """Whatever stops a real run also stops a dry run."""
+def test_dry_run_checks_the_form_of_the_api_key(folder) -> None:
     write_fleet(folder, 10)
-    wrong = run("rotate", "fleet.csv", "--dry-run", env={"POSTPRESS_API_KEY": "pp_test_a b"})
-    assert (wrong.returncode, "the API key has a space" in wrong.stderr) == (2, True)
+
+    done = run("rotate", "fleet.csv", "--dry-run", env={"POSTPRESS_API_KEY": "pp_test_a b"})
+
+    assert done.returncode == 2
+    assert "the API key has a space" in done.stderr
+
+
+def test_dry_run_checks_the_rows(folder) -> None:
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,UK\n")
+
     assert run("rotate", "fleet.csv", "--dry-run", "--sandbox").returncode == 2
 
 
 @pytest.mark.parametrize(
-    ("words", "fact"),
+    ("arguments", "message"),
     [
         pytest.param(["--halt", "five"], "a percentage such as", id="an invalid halt"),
         pytest.param(["--max-duration", "soon"], "for example, 90s, 15m, 6h", id="an invalid duration"),
-        pytest.param(["--max-duration", "0s"], "for example, 90s, 15m, 6h", id="no time at all"),
-        pytest.param(["--max-duration", "0"], "for example, 90s, 15m, 6h", id="nor without a unit"),
-        # Six seconds of a night of six hours: the timer would find the fleet as it was.
-        pytest.param(["--max-duration", "6"], "'6' has no unit. Write 6s, 6m or 6h", id="6 of what"),
-        pytest.param(["--max-duration", "1h30"], "Write 1h30s or 1h30m", id="an hour and 30 of what"),
-        pytest.param(["--max-duration", "1m30"], "Write 1m30s\n", id="a minute and 30 of what"),
-        pytest.param(["--pool", "proxies.txt", "--country", "US"], "cannot be combined", id="two sources"),
-        pytest.param(["--pool", "nowhere.txt"], "nowhere.txt does not exist", id="no list"),
+        pytest.param(["--max-duration", "0s"], "for example, 90s, 15m, 6h", id="zero seconds"),
+        pytest.param(["--max-duration", "0"], "for example, 90s, 15m, 6h", id="zero without a unit"),
+        # If 6 were taken for seconds, a run that was meant to take 6 hours would end at once.
+        pytest.param(["--max-duration", "6"], "'6' has no unit. Write 6s or 6m or 6h", id="6 without a unit"),
+        pytest.param(["--max-duration", "1h30"], "Write 1h30s or 1h30m", id="an hour, and 30 without a unit"),
+        pytest.param(["--max-duration", "1m30"], "Write 1m30s\n", id="a minute, and 30 without a unit"),
         pytest.param(
-            ["--pool", "http://u:hunter2@h:1"], "a password in an argument", id="a proxy for a list"
+            ["--pool", "proxies.txt", "--country", "US"], "cannot be combined", id="a pool and a country"
+        ),
+        pytest.param(["--pool", "nowhere.txt"], "nowhere.txt does not exist", id="a missing list"),
+        pytest.param(
+            ["--pool", "http://u:hunter2@h:1"], "a password in an argument", id="a proxy instead of a list"
         ),
         pytest.param(
             ["--dead-proxies", "2"], "--dead-proxies requires --pool", id="dead proxies without a pool"
         ),
-        pytest.param(["--rate", "0"], "0", id="no rate"),
-        pytest.param(["--limit", "0"], "0", id="no limit"),
-        pytest.param(["--canary", "-1"], "-1", id="a canary below 0"),
+        pytest.param(["--rate", "0"], "0", id="a rate of 0"),
+        pytest.param(["--limit", "0"], "0", id="a limit of 0"),
+        pytest.param(["--canary", "-1"], "-1", id="a negative canary"),
     ],
 )
-def test_words_that_mean_nothing_are_refused_before_anything_is_sent(folder, words, fact) -> None:
+def test_invalid_options_are_refused_before_anything_is_sent(folder, arguments, message) -> None:
     write_fleet(folder, 2)
     write_pool(folder, 1)
 
-    done = run("rotate", "fleet.csv", "--sandbox", *words)
+    done = run("rotate", "fleet.csv", "--sandbox", *arguments)
 
     assert done.returncode == 2
-    assert fact in done.stderr
+    assert message in done.stderr
     assert "hunter2" not in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / JOURNAL).exists()
 
 
-def test_bad_lines_of_a_proxy_list_are_reported_by_number(folder) -> None:
-    """A seller's list with bad lines is refused, and usable with --skip-bad."""
+def test_proxy_list_with_invalid_lines_is_refused_and_usable_with_skip_bad(folder) -> None:
+    """Both commands report the number of each invalid line."""
     write_fleet(folder, 20, "")
     refused = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox")
-    left_out = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox", "--skip-bad")
+    skipped = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox", "--skip-bad")
 
     expected = json.loads((DATA / "proxies-expected.json").read_text("utf-8"))
     assert refused.returncode == 2
     for entry in expected:
         if "proxy" not in entry:
             assert f"line {entry['line']}" in refused.stderr
-            assert f"line {entry['line']}" in left_out.stderr
-    assert left_out.returncode == 0
+            assert f"line {entry['line']}" in skipped.stderr
+    assert skipped.returncode == 0
 
 
-def test_bad_lines_and_bad_rows_are_reported_together(folder) -> None:
-    """Corrected one after the other, they cost two evenings."""
+def test_invalid_lines_and_invalid_rows_are_reported_together(folder) -> None:
+    """An operator can correct all of them before the next attempt."""
     (folder / "fleet.csv").write_text("account_id\nacc_1\nacc 2\nacc_3\n")
 
     done = run("rotate", "fleet.csv", "--pool", DATA / "proxies.txt", "--sandbox")
@@ -190,7 +202,7 @@ def test_bad_lines_and_bad_rows_are_reported_together(folder) -> None:
 
 
 def test_message_for_rows_without_proxy_names_the_options_that_assign_one(folder) -> None:
-    """The most likely first command of all: a column of accounts, and nothing else."""
+    """A file with account ids only is the input that new users are most likely to try first."""
     write_fleet(folder, 50, "")
 
     done = run("rotate", "fleet.csv", "--sandbox")
@@ -216,12 +228,12 @@ def make_database(folder: Path, count: int = 5) -> str:
     return "sqlite:///crm.sqlite3"
 
 
-def test_a_query_is_a_fleet(folder) -> None:
+def test_fleet_can_come_from_a_query(folder) -> None:
     """The journal recognizes the query, so a second run sends the remaining accounts."""
-    asked = ("--query", "SELECT id AS account_id, country FROM accounts ORDER BY id", "--sandbox")
+    query = ("--query", "SELECT id AS account_id, country FROM accounts ORDER BY id", "--sandbox")
     database = make_database(folder)
-    first = run("rotate", "--from", database, *asked, "--limit", "2")
-    second = run("rotate", *asked, env={"POSTPRESS_DATABASE_URL": database})
+    first = run("rotate", "--from", database, *query, "--limit", "2")
+    second = run("rotate", *query, env={"POSTPRESS_DATABASE_URL": database})
 
     assert first.returncode == 1, first.stderr
     assert second.returncode == 0, second.stderr
@@ -229,46 +241,45 @@ def test_a_query_is_a_fleet(folder) -> None:
     assert "(2 of them in an earlier run)" in second.stdout
 
 
-def test_a_password_of_a_database_is_no_argument(folder) -> None:
-    """Everyone on the machine can read it there; a file can be its owner's alone."""
+def test_database_url_with_a_password_is_refused_as_an_argument(folder) -> None:
+    """Other users of the machine can read the arguments of a process."""
     url = "postgresql+psycopg://me:hunter2@db.invalid/crm"
-    asked = ("--query", "SELECT 1 AS account_id", "--sandbox")
-    done = run("rotate", "--from", url, *asked)
+
+    done = run("rotate", "--from", url, "--query", "SELECT 1 AS account_id", "--sandbox")
 
     assert done.returncode == 2
     assert "POSTPRESS_DATABASE_URL" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_database_url_can_come_from_a_file(folder) -> None:
     (folder / "url").write_text(f"{make_database(folder)}\n")
-    done = run(
-        "rotate",
-        "--from-file",
-        "url",
-        "--query",
-        "SELECT id AS account_id, country FROM accounts",
-        "--sandbox",
-    )
+    query = "SELECT id AS account_id, country FROM accounts"
+
+    done = run("rotate", "--from-file", "url", "--query", query, "--sandbox")
+
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "fact"),
+    ("arguments", "message"),
     [
         pytest.param(["fleet.csv", "--query", "SELECT 1"], "cannot be combined", id="a file and a query"),
         pytest.param(["--from", "sqlite:///x"], "require --query", id="a database and no query"),
         pytest.param(["--query", "SELECT 1"], "--query requires a database", id="a query and no database"),
     ],
 )
-def test_a_query_takes_a_database_and_nothing_else(folder, words, fact) -> None:
-    done = run("rotate", *words, "--sandbox")
+def test_query_requires_a_database_and_excludes_a_file(folder, arguments, message) -> None:
+    done = run("rotate", *arguments, "--sandbox")
 
     assert done.returncode == 2
-    assert fact in done.stderr
+    assert message in done.stderr
 
 
 # --- The pool ---
 
 
-def test_dead_proxies_are_left_out_and_every_account_gets_one_that_works(folder) -> None:
+def test_dead_proxies_are_quarantined_and_every_account_gets_a_working_proxy(folder) -> None:
     write_fleet(folder, 300, "")
     write_pool(folder, 20)
 
@@ -283,13 +294,13 @@ def test_dead_proxies_are_left_out_and_every_account_gets_one_that_works(folder)
     assert used == {f"user{n}@p{n:03}.example.net:8080" for n in range(3, 20)}
 
 
-def test_a_pool_that_runs_dry_says_so(folder) -> None:
-    """And a longer list, with the same command, does what was left."""
+def test_exhausted_pool_is_reported_and_a_longer_list_serves_the_remaining_accounts(folder) -> None:
+    command = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--accounts-per-proxy", "2"]
     write_fleet(folder, 10, "")
     write_pool(folder, 3)
-    first = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--accounts-per-proxy", "2")
+    first = run(*command)
     write_pool(folder, 5)
-    second = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--accounts-per-proxy", "2")
+    second = run(*command)
 
     assert first.returncode == 1
     assert "the pool is exhausted: 4 accounts got no proxy; add proxies to proxies.txt" in first.stderr
@@ -297,14 +308,15 @@ def test_a_pool_that_runs_dry_says_so(folder) -> None:
     assert "(6 of them in an earlier run)" in second.stdout
 
 
-# --- What stops it ---
+# --- Halts, limits and signals ---
 
 
-async def test_a_halt_has_its_own_exit_code_and_says_why(folder, sandbox) -> None:
+async def test_halt_exits_with_3_and_reports_the_reason(folder, sandbox) -> None:
     write_fleet(folder, 100)
     for number in range(1, 100):
         sandbox.script(f"acc_{number:06}", "errors/disconnected_account")
-    sandbox.script("acc_000000", "errors/resource_not_found")  # not all the same, so it is not the key
+    # If all accounts got the same 401, the run would halt because of the API key.
+    sandbox.script("acc_000000", "errors/resource_not_found")
 
     done = await arun(sandbox, "rotate", "fleet.csv", "--halt", "5", "--in-flight", "2")
 
@@ -314,7 +326,7 @@ async def test_a_halt_has_its_own_exit_code_and_says_why(folder, sandbox) -> Non
     assert 5 <= sandbox.record.requests <= 6
 
 
-async def test_a_canary_that_fails_spares_the_others(folder, sandbox) -> None:
+async def test_failed_canary_stops_the_run_before_other_accounts_are_sent(folder, sandbox) -> None:
     write_fleet(folder, 100)
     for number in range(100):
         sandbox.script(f"acc_{number:06}", "errors/resource_not_found")
@@ -332,13 +344,13 @@ async def test_canary_that_passes_is_reported(folder, sandbox) -> None:
     done = await arun(sandbox, "rotate", "fleet.csv", "--canary", "4", "--json")
 
     assert done.returncode == 0
-    assert "the canary of 4 accounts passed: the others follow" in done.stderr
+    assert "the canary of 4 accounts passed: sending the other accounts" in done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["accounts"] for event in events if event["event"] == "canary_passed"] == [4]
     assert events[-1]["canary_passed"] is True
 
 
-async def test_a_limit_leaves_the_others_to_the_next_run(folder, sandbox) -> None:
+async def test_next_run_sends_the_accounts_beyond_the_limit(folder, sandbox) -> None:
     write_fleet(folder, 50)
     first = await arun(sandbox, "rotate", "fleet.csv", "--limit", "20")
     second = await arun(sandbox, "rotate", "fleet.csv")
@@ -349,7 +361,7 @@ async def test_a_limit_leaves_the_others_to_the_next_run(folder, sandbox) -> Non
     assert sandbox.record.requests == 50
 
 
-async def test_a_time_that_is_up_ends_the_run_as_ctrl_c_does(folder) -> None:
+async def test_max_duration_stops_the_run_and_skips_the_remaining_accounts(folder) -> None:
     write_fleet(folder, 400)
     async with Sandbox(latency=0.02) as sandbox:
         done = await arun(sandbox, "rotate", "fleet.csv", "--max-duration", "0.3s", "--in-flight", "2")
@@ -361,7 +373,7 @@ async def test_a_time_that_is_up_ends_the_run_as_ctrl_c_does(folder) -> None:
 
 
 async def test_ctrl_c_in_an_outage_sends_no_retry(folder) -> None:
-    """Everyone backs off: the first Ctrl-C ends it, and says how to go on."""
+    """Accounts in backoff are skipped, and the last message says how to continue."""
     write_fleet(folder, 200)
     async with Sandbox() as sandbox:
         await sandbox.server.outage("503")
@@ -372,19 +384,19 @@ async def test_ctrl_c_in_an_outage_sends_no_retry(folder) -> None:
             while b"stopping" not in (line := await process.stderr.readline()):
                 assert line
             in_flight, sent = sandbox.record.in_flight, sandbox.record.requests
-            began = time.monotonic()
+            stopped_at = time.monotonic()
             _, errors = await process.communicate()
-            took = time.monotonic() - began
+            elapsed = time.monotonic() - stopped_at
 
     assert process.returncode == 130
     assert b"to continue, run the same command again" in errors
-    assert took < 5.0
+    assert elapsed < 5.0
     assert sandbox.record.requests <= sent + in_flight + 1
     assert states(folder / JOURNAL) == {"skipped": 200}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-async def test_two_signals_are_out_within_a_second(folder, number) -> None:
+async def test_second_signal_ends_the_process_within_a_second(folder, number) -> None:
     write_fleet(folder, 100)
     async with Sandbox(latency=3600.0) as sandbox:
         async with started(sandbox, "rotate", "fleet.csv", "--in-flight", "10") as process:
@@ -393,18 +405,18 @@ async def test_two_signals_are_out_within_a_second(folder, number) -> None:
             assert process.stderr is not None
             while b"stopping" not in await process.stderr.readline():
                 pass
-            began = time.monotonic()
+            second_at = time.monotonic()
             process.send_signal(number)
             await process.communicate()
-            took = time.monotonic() - began
+            elapsed = time.monotonic() - second_at
 
     assert process.returncode == 130
-    assert took < 1.0
+    assert elapsed < 1.0
     assert states(folder / JOURNAL) == {"unknown": 10}
 
 
-async def test_a_third_signal_breaks_nothing(folder) -> None:
-    """Holding Ctrl-C down also ends with the advice to continue, and without a traceback."""
+async def test_further_signals_have_no_effect(folder) -> None:
+    """A user may hold Ctrl-C down: the run still ends with its advice, and without a traceback."""
     write_fleet(folder, 100)
     async with Sandbox(latency=3600.0) as sandbox:
         async with started(sandbox, "rotate", "fleet.csv", "--in-flight", "10") as process:
@@ -414,7 +426,7 @@ async def test_a_third_signal_breaks_nothing(folder) -> None:
                     process.send_signal(signal.SIGTERM)
                 await asyncio.sleep(0.001)
                 if (folder / JOURNAL).exists() and states(folder / JOURNAL):
-                    break  # the handlers may be gone from here on
+                    break  # the outcomes are recorded; the signal handlers may be removed from now on
             _, errors = await process.communicate()
 
     assert process.returncode == 130
@@ -422,10 +434,12 @@ async def test_a_third_signal_breaks_nothing(folder) -> None:
     assert b"to continue, run the same command again" in errors
 
 
-# --- A journal that cannot be kept ---
+# --- A journal that cannot be written ---
 
 
-def _no_more_than(size: int) -> Callable[[], None]:
+def limit_file_size(size: int) -> Callable[[], None]:
+    """A function that lets no file of its process grow beyond *size* bytes, as if the disk were full."""
+
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -433,28 +447,28 @@ def _no_more_than(size: int) -> Callable[[], None]:
     return limit
 
 
-async def test_a_full_disk_stops_the_sending_and_says_what_is_not_recorded(folder) -> None:
-    """Beyond what was in flight, nothing is sent that could not be recorded."""
+async def test_full_disk_ends_the_run_and_reports_the_number_of_unrecorded_outcomes(folder) -> None:
+    """Each request is either recorded or counted in the message."""
     write_fleet(folder, 20_000)
     async with Sandbox(latency=0.005) as sandbox:
         async with started(
-            sandbox, "rotate", "fleet.csv", "--in-flight", "20", preexec_fn=_no_more_than(400_000)
+            sandbox, "rotate", "fleet.csv", "--in-flight", "20", preexec_fn=limit_file_size(400_000)
         ) as process:
             _, errors = await process.communicate()
         sent = sandbox.record.requests
 
     assert process.returncode == 3
-    [line] = [line for line in errors.decode().splitlines() if "could not be recorded" in line]
-    assert JOURNAL in line
-    assert "run the same command again" in line
+    [message] = [line for line in errors.decode().splitlines() if "could not be recorded" in line]
+    assert JOURNAL in message
+    assert "run the same command again" in message
     assert b"Traceback" not in errors
     recorded = states(folder / JOURNAL)["patched"]
-    lost = int(line.partition("the outcome of ")[2].split()[0].replace(",", ""))
-    assert sent == recorded + lost < 20_000
+    unrecorded = int(message.partition("the outcome of ")[2].split()[0].replace(",", ""))
+    assert sent == recorded + unrecorded < 20_000
 
 
-async def test_a_journal_that_is_deleted_under_way_stops_the_sending(folder) -> None:
-    """Rows could still be written to the deleted file."""
+async def test_deleting_the_journal_during_the_run_ends_the_run(folder) -> None:
+    """The process could still write outcomes to the deleted file, but nobody could read them."""
     write_fleet(folder, 20_000)
     async with Sandbox(latency=0.005) as sandbox:
         async with started(sandbox, "rotate", "fleet.csv", "--in-flight", "20") as process:
@@ -465,13 +479,13 @@ async def test_a_journal_that_is_deleted_under_way_stops_the_sending(folder) -> 
     assert process.returncode == 3
     assert b"the file was deleted or replaced under way, so the journal is lost" in errors
     assert b"could not be recorded (acc_" in errors
-    assert b"run the same command again" not in errors  # that would begin a new journal
+    assert b"run the same command again" not in errors  # that would start a new journal
     assert sandbox.record.requests < 5_000
 
 
 def test_read_only_journal_path_is_reported_before_anything_is_sent(folder) -> None:
-    """Not even root can create a file in this folder."""
     write_fleet(folder, 3)
+    # Not even root can create a file in /proc.
     done = run("rotate", "fleet.csv", "--sandbox", "--journal", "/proc/run.sqlite3")
 
     assert done.returncode == 3
@@ -479,11 +493,11 @@ def test_read_only_journal_path_is_reported_before_anything_is_sent(folder) -> N
     assert message.startswith("postpress-async: /proc/run.sqlite3 cannot be written")
 
 
-# --- What is seen of it ---
+# --- Output ---
 
 
 async def test_json_events_go_to_stdout_and_messages_to_stderr(folder, sandbox) -> None:
-    """A program reads standard output to its end, and finds nothing else there."""
+    """A program can read all of standard output as JSON."""
     write_fleet(folder, 5)
     sandbox.script("acc_000001", "errors/proxy_error")
     sandbox.script("acc_000002", "errors/disconnected_account")
@@ -492,8 +506,8 @@ async def test_json_events_go_to_stdout_and_messages_to_stderr(folder, sandbox) 
 
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1
-    assert [event["event"] for event in events][::6] == ["begun", "ended"] or events[-1]["event"] == "ended"
     assert (events[0]["event"], events[0]["total"], events[0]["journal"]) == ("begun", 5, JOURNAL)
+    assert events[-1]["event"] == "ended"
     settled = {event["account_id"]: event for event in events if event["event"] == "settled"}
     assert sorted(settled) == [f"acc_{n:06}" for n in range(5)]
     failed = settled["acc_000002"]
@@ -506,7 +520,7 @@ async def test_json_events_go_to_stdout_and_messages_to_stderr(folder, sandbox) 
     assert "5 accounts: 4 patched, 1 failed" in done.stderr
 
 
-async def test_verbose_tells_each_step_to_people(folder, sandbox) -> None:
+async def test_verbose_prints_each_retry(folder, sandbox) -> None:
     write_fleet(folder, 1)
     sandbox.script("acc_000000", "errors/provider_error")
 
@@ -515,11 +529,11 @@ async def test_verbose_tells_each_step_to_people(folder, sandbox) -> None:
     assert "acc_000000: errors/provider_error in attempt 1; retrying in " in done.stderr
 
 
-@pytest.mark.parametrize("words", ["", "--json"])
-def test_a_reader_that_hangs_up_is_no_traceback(folder, words) -> None:
-    """`| head -1` has seen enough: what is in flight settles, and the journal is whole."""
+@pytest.mark.parametrize("arguments", ["", "--json"])
+def test_closed_pipe_causes_no_traceback_and_the_journal_is_complete(folder, arguments) -> None:
+    """`head -1` closes the pipe after one line."""
     write_fleet(folder, 500)
-    command = f"{sys.executable} -m postpress_async rotate fleet.csv --sandbox {words} | head -1"
+    command = f"{sys.executable} -m postpress_async rotate fleet.csv --sandbox {arguments} | head -1"
 
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
 
@@ -539,22 +553,12 @@ def test_closed_standard_error_does_not_end_the_run(folder) -> None:
     assert states(folder / JOURNAL) == {"patched": 500}
 
 
-def test_a_terminal_shows_a_bar_and_figures_and_logs_do_not_garble_it(folder) -> None:
-    """A real terminal of 80 columns: every line that was printed begins where a line does, above the bar."""
+def test_terminal_shows_a_bar_and_messages_on_lines_of_their_own(folder) -> None:
+    """Messages of -v are printed above the bar and never into its line."""
     write_fleet(folder, 400)
     leader, follower = pty.openpty()
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "postpress_async",
-            "rotate",
-            "fleet.csv",
-            "--sandbox",
-            "-v",
-            "--profile",
-            "flaky",
-        ],
+        [sys.executable, *"-m postpress_async rotate fleet.csv --sandbox -v --profile flaky".split()],
         stdin=follower,
         stdout=subprocess.PIPE,
         stderr=follower,
@@ -562,7 +566,7 @@ def test_a_terminal_shows_a_bar_and_figures_and_logs_do_not_garble_it(folder) ->
     )
     os.close(follower)
     shown = b""
-    with suppress(OSError):  # the terminal ends with its last process
+    with suppress(OSError):  # Linux raises it when the process has closed the terminal
         while piece := os.read(leader, 65536):
             shown += piece
     os.close(leader)
@@ -586,11 +590,10 @@ def test_a_terminal_shows_a_bar_and_figures_and_logs_do_not_garble_it(folder) ->
     assert "400 accounts" in output
 
 
-# --- What failed ---
+# --- Failed accounts and unknown outcomes ---
 
 
 async def test_retry_failed_sends_the_failed_accounts_again(folder, sandbox) -> None:
-    """The accounts were reconnected; the journal knows which, and the fleet what they get."""
     write_fleet(folder, 30)
     for number in (3, 4):
         sandbox.script(f"acc_{number:06}", "errors/disconnected_account")
@@ -604,12 +607,12 @@ async def test_retry_failed_sends_the_failed_accounts_again(folder, sandbox) -> 
     assert sandbox.record.requests == 32
 
 
-def test_the_command_that_retries_can_be_pasted(folder) -> None:
-    """Without the list of proxies and the target it would be refused, or go to the real service."""
+def test_suggested_retry_command_repeats_the_pool_and_the_sandbox(folder) -> None:
+    """Without --pool, the command would be refused. Without --sandbox, it would use the real API."""
     write_fleet(folder, 400, "")
     write_pool(folder, 3).rename(folder / "my list.txt")
-    words = ["--pool", "my list.txt", "--sandbox", "--profile", "flaky", "--halt", "never"]
-    first = run("rotate", "fleet.csv", *words)
+    arguments = ["--pool", "my list.txt", "--sandbox", "--profile", "flaky", "--halt", "never"]
+    first = run("rotate", "fleet.csv", *arguments)
     command = first.stderr.partition("to retry the failed accounts: ")[2].splitlines()[0]
 
     again = run(*shlex.split(command)[1:])
@@ -619,23 +622,25 @@ def test_the_command_that_retries_can_be_pasted(folder) -> None:
     assert states(folder / JOURNAL) == {"patched": 400}
 
 
-def test_rows_that_were_refused_are_no_reason_to_run_it_again(folder) -> None:
-    """The same command would refuse the same rows again."""
+def test_invalid_rows_do_not_cause_the_advice_to_run_the_command_again(folder) -> None:
+    """The same command would skip the same rows again."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,UK\n")
 
-    for _ in range(2):  # a journal that is gone on with too
+    for _ in range(2):  # with a new journal, and with the existing one
         done = run("rotate", "fleet.csv", "--sandbox", "--skip-bad")
         assert done.returncode == 1
-        assert (
-            "to send what was left out (1 invalid row), fix it and rotate it as a separate fleet"
-            in done.stderr
-        )
+        assert "1 invalid row left out: fix it and rotate it as a separate fleet" in done.stderr
         assert "run the same command again" not in done.stderr
 
 
-def test_retrying_needs_the_journal_and_the_same_fleet(folder) -> None:
+def test_retry_failed_requires_an_existing_journal(folder) -> None:
     write_fleet(folder, 3)
+
     assert run("retry-failed", JOURNAL, "fleet.csv", "--sandbox").returncode == 2
+
+
+def test_retry_failed_requires_the_same_fleet(folder) -> None:
+    write_fleet(folder, 3)
     run("rotate", "fleet.csv", "--sandbox")
     write_fleet(folder, 4)
 
@@ -645,7 +650,7 @@ def test_retrying_needs_the_journal_and_the_same_fleet(folder) -> None:
     assert "belongs to another input" in done.stderr
 
 
-async def test_doubts_can_be_left_to_a_person(folder, sandbox) -> None:
+async def test_on_unknown_report_does_not_send_accounts_in_doubt(folder, sandbox) -> None:
     write_fleet(folder, 3)
     sandbox.script("acc_000001", Fault(type="errors/unexpected_error"))
     await arun(sandbox, "rotate", "fleet.csv")
@@ -656,8 +661,8 @@ async def test_doubts_can_be_left_to_a_person(folder, sandbox) -> None:
     assert "1 unknown" in done.stdout
 
 
-async def test_advice_about_accounts_in_doubt_orders_no_proxy_twice(folder, sandbox) -> None:
-    """A new journal would send every account again, the patched ones included."""
+async def test_advice_about_accounts_in_doubt_does_not_name_another_journal(folder, sandbox) -> None:
+    """With a new journal, the run would send every account again, including patched ones."""
     write_fleet(folder, 3)
     sandbox.script("acc_000001", Fault(type="errors/unexpected_error"))
     report = ("--on-unknown", "report")
@@ -677,7 +682,7 @@ async def test_advice_about_accounts_in_doubt_orders_no_proxy_twice(folder, sand
     assert sandbox.record.requests == 4
 
 
-async def test_an_account_in_doubt_is_reported_with_another_pool_too(folder, sandbox) -> None:
+async def test_account_in_doubt_is_reported_by_a_run_with_another_pool(folder, sandbox) -> None:
     (folder / "fleet.csv").write_text("account_id\nacc_000000\nacc_000001\n")
     pools = [folder / "a.txt", folder / "b.txt"]
     for number, pool in enumerate(pools):
@@ -692,7 +697,7 @@ async def test_an_account_in_doubt_is_reported_with_another_pool_too(folder, san
     assert "the outcome of 1 account is unknown" in again.stdout
 
 
-async def test_a_halt_names_the_command_to_run_next(folder, sandbox) -> None:
+async def test_halted_run_names_the_command_that_continues_it(folder, sandbox) -> None:
     write_fleet(folder, 3)
     sandbox.script("acc_000001", Fault(type="errors/resource_not_found"))
 
@@ -701,7 +706,7 @@ async def test_a_halt_names_the_command_to_run_next(folder, sandbox) -> None:
     assert "fix the cause, then run the same command again: postpress-async rotate" in done.stderr
 
 
-def test_retrying_a_rotation_in_which_nothing_failed_sends_nothing_and_exits_0(folder) -> None:
+def test_retry_failed_without_failed_accounts_sends_nothing_and_exits_with_0(folder) -> None:
     write_fleet(folder, 3)
     run("rotate", "fleet.csv", "--sandbox")
 
@@ -712,30 +717,28 @@ def test_retrying_a_rotation_in_which_nothing_failed_sends_nothing_and_exits_0(f
     assert "--journal" not in done.stdout
 
 
-# --- Around it ---
+# --- Transports, environment variables and help ---
 
 
 @pytest.mark.parametrize("transport", ["session", "lean"])
-async def test_either_transport_carries_a_rotation_and_an_update(folder, sandbox, transport) -> None:
-    """Both transports have the same results."""
+async def test_rotate_and_update_work_with_both_transports(folder, sandbox, transport) -> None:
     write_fleet(folder, 50)
-    many = await arun(sandbox, "rotate", "fleet.csv", "--transport", transport)
-    single = await arun(sandbox, "update", "acc_1", "--country", "US", "--transport", transport)
+    rotated = await arun(sandbox, "rotate", "fleet.csv", "--transport", transport)
+    updated = await arun(sandbox, "update", "acc_1", "--country", "US", "--transport", transport)
 
-    assert (many.returncode, single.returncode) == (0, 0)
+    assert (rotated.returncode, updated.returncode) == (0, 0)
     assert states(folder / JOURNAL) == {"patched": 50}
     assert sandbox.record.requests == 51
 
 
-def test_the_journal_is_its_owner_s_alone(folder) -> None:
+def test_only_the_owner_can_read_the_journal(folder) -> None:
     write_fleet(folder, 3)
     run("rotate", "fleet.csv", "--sandbox")
 
     assert stat.S_IMODE((folder / JOURNAL).stat().st_mode) == 0o600
 
 
-def test_options_come_from_the_environment_too(folder) -> None:
-    """A unit file has variables rather than arguments."""
+def test_options_can_come_from_environment_variables(folder) -> None:
     write_fleet(folder, 10)
 
     done = run("rotate", "fleet.csv", env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_LIMIT": "4"})
@@ -754,24 +757,22 @@ def test_shell_completion_script_is_printed(shell) -> None:
 
 
 @pytest.mark.parametrize("command", ["rotate", "retry-failed"])
-def test_each_option_of_a_night_is_under_a_heading(command) -> None:
-    """Three dozen in one list are not read; one that is under no heading comes last, among --help's like."""
+def test_help_lists_each_option_except_help_in_a_named_group(command) -> None:
+    """Options without a group are listed under the heading Options."""
     help_text = run(command, "--help", env={"COLUMNS": "80"}).stdout
 
-    assert re.findall(
-        r"^  (\S+)", help_text.partition("\nOptions:\n")[2].partition("\n\n")[0], re.MULTILINE
-    ) == ["-h,"]
+    ungrouped = help_text.partition("\nOptions:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^  (\S+)", ungrouped, re.MULTILINE) == ["-h,"]
 
 
 def test_help_shows_each_command_without_cutting_its_summary() -> None:
-    """The first thing that is read; a sentence that ends in three dots was not."""
+    """click shortens long summaries and ends them with three dots."""
     help_text = run("--help", env={"COLUMNS": "80"}).stdout
 
     assert "..." not in help_text.partition("Commands:\n")[2]
 
 
 def test_every_command_has_an_example_in_its_help() -> None:
-    """Operators read --help rather than the README."""
     listed = run("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0]
     commands = [line.split()[0] for line in listed.splitlines() if not line.startswith("   ")]
 
@@ -780,20 +781,20 @@ def test_every_command_has_an_example_in_its_help() -> None:
         assert f"postpress-async {' '.join(command)}" in run(*command, "--help").stdout, command
 
 
-# --- Nobody to tell it to ---
+# --- Standard output that cannot be written ---
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("arguments", "code"),
     [(["rotate", "--sandbox"], 0), (["errors"], 2), (["--help"], 2)],
     ids=["rotate", "errors", "help"],
 )
-def test_full_disk_under_standard_output_is_reported_in_a_sentence(folder, words, code) -> None:
-    """The exit code is that of the rotation, even if nobody reads the output."""
+def test_full_disk_under_standard_output_causes_no_traceback(folder, arguments, code) -> None:
+    """A rotation keeps its exit code even if its summary cannot be written."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "postpress_async", *words],
+            [sys.executable, "-W", "error", "-m", "postpress_async", *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -805,22 +806,22 @@ def test_full_disk_under_standard_output_is_reported_in_a_sentence(folder, words
 
 
 def test_closed_standard_output_is_reported_in_a_sentence(folder) -> None:
-    """A job may have no standard output."""
+    """Background jobs may have no standard output."""
     run("rotate", "--sandbox")
-    words = f"{sys.executable} -m postpress_async export sandbox.rotation.sqlite3 >&-"
-    done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, text=True, check=False)
+    command = f"{sys.executable} -m postpress_async export sandbox.rotation.sqlite3 >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
 
     assert done.returncode == 2
     assert done.stderr == "postpress-async: standard output is closed; write to a file with -o FILE\n"
 
 
-def test_a_version_in_the_environment_is_nobodys_option(folder) -> None:
-    """An image that says which version it holds would answer each command with it."""
+def test_variable_postpress_version_does_not_act_as_the_version_option(folder) -> None:
+    """Container images often set such a variable. Each command would only print its version."""
     assert "errors/proxy_error" in run("errors", env={"POSTPRESS_VERSION": "1"}).stdout
 
 
-async def test_programs_hear_the_end_of_a_run_whose_journal_was_lost(folder) -> None:
-    """Each event `begun` is followed by `ended`."""
+async def test_run_that_lost_its_journal_still_writes_the_event_ended(folder) -> None:
+    """Programs wait for `ended` after each `begun`."""
     write_fleet(folder, 20_000)
     async with Sandbox(latency=0.01) as sandbox:
         async with started(sandbox, "rotate", "fleet.csv", "--json") as process:

@@ -1,4 +1,4 @@
-"""Inputs of the command line: lists and fleets that do not match, and suggested commands."""
+"""Proxy pools on the command line, messages about unusable inputs, and suggested commands."""
 
 import asyncio
 import json
@@ -7,11 +7,13 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from postpress_async import Fleet
 from tests.support.command_line import JOURNAL, arun, environment, run, states, write_fleet, write_pool
 
 pytestmark = pytest.mark.slow
@@ -21,11 +23,18 @@ def events(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-# --- Who uses the pool ---
+def query_journal(folder: Path, sql: str) -> list[Any]:
+    """The rows of a query. Rows of one column are returned as its values."""
+    with closing(sqlite3.connect(folder / JOURNAL)) as connection:
+        rows = connection.execute(sql).fetchall()
+    return [row[0] if len(row) == 1 else row for row in rows]
+
+
+# --- The accounts that use the pool ---
 
 
 @pytest.mark.parametrize(
-    ("fleet", "why"),
+    ("fleet", "kinds"),
     [
         pytest.param(
             "account_id,country\nacc_1,US\nacc_2,DE\n",
@@ -44,29 +53,29 @@ def events(text: str) -> list[dict[str, Any]]:
         ),
     ],
 )
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
-def test_a_pool_that_no_row_would_use_is_refused(folder, fleet, why, words) -> None:
-    """The operator believes that the accounts get the proxies of the list, and managed ones are billed."""
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_pool_that_no_row_would_use_is_refused(folder, fleet, kinds, arguments) -> None:
+    """The operator expects accounts to get the proxies of the list. Managed proxies would be billed."""
     (folder / "fleet.csv").write_text(fleet)
     write_pool(folder, 3)
 
-    done = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", *words)
+    done = run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", *arguments)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"nothing was sent: no row would use --pool, since all have changes of their own ({why}). "
+        f"nothing was sent: no row would use --pool, since all have changes of their own ({kinds}). "
         "Remove --pool, or empty the columns proxy, country and ip\n"
     )
     assert not (folder / JOURNAL).exists()
 
 
-def test_numbers_of_a_mixed_fleet_are_shown_before_anything_is_sent(folder) -> None:
-    """A filled cell orders a managed proxy in place of one of the list."""
+def test_counts_of_a_mixed_fleet_are_shown_before_anything_is_sent(folder) -> None:
+    """A row with a country orders a managed proxy instead of using the pool."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,US\nacc_2,\nacc_3,\n")
     write_pool(folder, 3)
-    words = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox"]
+    arguments = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox"]
 
-    dry, real = run(*words, "--dry-run"), run(*words)
+    dry, real = run(*arguments, "--dry-run"), run(*arguments)
 
     assert dry.stdout.splitlines()[:2] == [
         "3 accounts: 1 with a managed proxy, 2 with one of the pool",
@@ -75,8 +84,7 @@ def test_numbers_of_a_mixed_fleet_are_shown_before_anything_is_sent(folder) -> N
     assert real.stderr.splitlines()[0] == "3 accounts: 1 with a managed proxy, 2 with one of the pool"
 
 
-def test_several_lists_are_one_pool(folder) -> None:
-    """Only the last one was used, without a word."""
+def test_several_lists_form_one_pool(folder) -> None:
     write_fleet(folder, 4, "")
     (folder / "us.txt").write_text("us1.example:80\nus2.example:80\n")
     (folder / "de.txt").write_text("de1.example:80\nde2.example:80\n")
@@ -84,13 +92,11 @@ def test_several_lists_are_one_pool(folder) -> None:
     done = run("rotate", "fleet.csv", "--pool", "us.txt", "--pool", "de.txt", "--sandbox")
 
     assert done.returncode == 0, done.stderr
-    connection = sqlite3.connect(folder / JOURNAL)
-    used = {label for (label,) in connection.execute("SELECT assignment FROM outcomes")}
-    connection.close()
+    used = set(query_journal(folder, "SELECT assignment FROM outcomes"))
     assert used == {"us1.example:80", "us2.example:80", "de1.example:80", "de2.example:80"}
 
 
-def test_a_variable_names_several_lists_as_a_path_does(folder) -> None:
+def test_environment_variable_names_several_lists_separated_by_colons(folder) -> None:
     write_fleet(folder, 1, "")
     (folder / "us.txt").write_text("us1.example:80\n")
     (folder / "de.txt").write_text("de1.example:80\n")
@@ -100,8 +106,8 @@ def test_a_variable_names_several_lists_as_a_path_does(folder) -> None:
     assert "2 proxies in us.txt and de.txt, assigned round-robin to 1 account\n" in done.stdout
 
 
-def test_standard_input_is_one_list_only(folder) -> None:
-    """The second reader would find it empty."""
+def test_standard_input_can_be_only_one_list(folder) -> None:
+    """A second reader would find standard input empty."""
     write_fleet(folder, 1, "")
 
     done = run("rotate", "fleet.csv", "--pool", "-", "--pool", "-", "--sandbox")
@@ -117,95 +123,86 @@ def test_unused_columns_of_a_proxy_list_are_reported(folder) -> None:
     done = run("rotate", "fleet.csv", "--pool", "list.csv", "--sandbox", "--dry-run")
 
     assert done.stderr == "list.csv: 1 column is not used: 'Country'\n"
-    body = (
-        '{"proxy": {"host": "192.0.2.1", "port": 80, "protocol": "http", "username": "u", "password": "***"}}'
-    )
-    assert body in done.stdout
+    address = '"host": "192.0.2.1", "port": 80, "protocol": "http"'
+    assert f'{{"proxy": {{{address}, "username": "u", "password": "***"}}}}' in done.stdout
 
 
-def test_a_run_continues_in_the_list_where_the_last_one_ended(folder) -> None:
-    """Before, with --limit, the first proxies of the list got all accounts."""
+def test_resumed_run_continues_in_the_list_where_the_last_command_ended(folder) -> None:
+    """If each command started at the top of the list, the first proxies would get all accounts."""
     write_fleet(folder, 12, "")
     write_pool(folder, 6)
     for _ in range(3):
         run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--limit", "4")
 
-    connection = sqlite3.connect(folder / JOURNAL)
-    shares = dict(connection.execute("SELECT assignment, count(*) FROM outcomes GROUP BY assignment"))
-    connection.close()
-    assert shares == {f"user{n}@p{n:03}.example.net:8080": 2 for n in range(6)}
+    accounts = dict(query_journal(folder, "SELECT assignment, count(*) FROM outcomes GROUP BY assignment"))
+    assert accounts == {f"user{n}@p{n:03}.example.net:8080": 2 for n in range(6)}
 
 
-def test_a_dry_run_continues_where_the_last_run_ended(folder) -> None:
-    """Before, it showed requests for completed accounts."""
+def test_dry_run_shows_the_requests_that_the_resumed_run_sends(folder) -> None:
     write_fleet(folder, 12, "")
     write_pool(folder, 6)
-    words = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--in-flight", "1"]
-    run(*words, "--limit", "4")
+    arguments = ["rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--in-flight", "1"]
+    run(*arguments, "--limit", "4")
 
-    dry = run(*words, "--dry-run")
-    run(*words)
+    dry = run(*arguments, "--dry-run")
+    run(*arguments)
 
     shown = re.findall(r"accounts/(\w+) .*\"host\": \"([^\"]+)", dry.stdout)
-    connection = sqlite3.connect(folder / JOURNAL)
-    rows = connection.execute("SELECT account_id, assignment FROM outcomes ORDER BY ordinal LIMIT 3 OFFSET 4")
-    assert shown == [(account, label.partition("@")[2].partition(":")[0]) for account, label in rows]
-    connection.close()
+    sent = query_journal(
+        folder, "SELECT account_id, assignment FROM outcomes ORDER BY ordinal LIMIT 3 OFFSET 4"
+    )
+    assert shown == [(account, label.partition("@")[2].partition(":")[0]) for account, label in sent]
 
 
 # --- Tags ---
 
 
-def test_column_chooses_the_pool_and_orders_no_managed_proxy(folder) -> None:
-    """A filled country column made every row a managed-proxy order, which is billed."""
+def test_pool_by_country_chooses_the_pool_and_orders_no_managed_proxy(folder) -> None:
+    """Without --pool-by, the column country orders managed proxies, which are billed."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,us\nacc_2,DE\nacc_3,US\n")
     (folder / "us.txt").write_text("us1.example:80\n")
     (folder / "rest.csv").write_text("Country,IP,Port\nDE,de1.example,80\nFR,fr1.example,80\n")
-    words = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--pool", "rest.csv", "--pool-by", "Country"]
+    arguments = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--pool", "rest.csv", "--pool-by", "Country"]
 
-    dry, real = run(*words, "--sandbox", "--dry-run"), run(*words, "--sandbox")
+    dry, real = run(*arguments, "--sandbox", "--dry-run"), run(*arguments, "--sandbox")
 
     assert dry.stdout.splitlines()[:3] == [
         "3 accounts: 3 with one of the pool",
         "1 proxy for US, assigned round-robin to 2 accounts",
         "1 proxy for DE, assigned round-robin to 1 account",
     ]
-    assert (
-        dry.stderr
-        == real.stderr.splitlines(True)[0]
-        == "1 proxy is not used, since no row needs one for FR\n"
-    )
+    unused = "1 proxy is not used, since no row needs one for FR"
+    assert dry.stderr.splitlines() == [unused]
+    assert real.stderr.splitlines()[0] == unused
     assert real.returncode == 0, real.stderr
-    connection = sqlite3.connect(folder / JOURNAL)
-    assignments = dict(connection.execute("SELECT account_id, assignment FROM outcomes"))
-    connection.close()
+    assignments = dict(query_journal(folder, "SELECT account_id, assignment FROM outcomes"))
     assert assignments == {"acc_1": "us1.example:80", "acc_2": "de1.example:80", "acc_3": "us1.example:80"}
 
 
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
-def test_pools_whose_tag_no_row_has_are_refused_in_one_sentence(folder, words) -> None:
-    """Only some of a list's rows may be unused, because a seller's list has all countries."""
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_pool_option_whose_tag_no_row_has_is_refused(folder, arguments) -> None:
     (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\n")
     for tag in ("us", "de", "fr"):
         (folder / f"{tag}.txt").write_text(f"{tag}1.example:80\n")
-    command = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *words]
+    command = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *arguments]
 
-    one = run(*command, "--pool", "DE=de.txt")
-    two = run(*command, "--pool", "DE=de.txt", "--pool", "FR=fr.txt")
+    one_unused = run(*command, "--pool", "DE=de.txt")
+    two_unused = run(*command, "--pool", "DE=de.txt", "--pool", "FR=fr.txt")
 
-    assert (one.returncode, one.stdout, two.returncode, two.stdout) == (2, "", 2, "")
+    assert (one_unused.returncode, one_unused.stdout) == (2, "")
+    assert (two_unused.returncode, two_unused.stdout) == (2, "")
     sentence = "nothing was sent: no row would use {} for {}. Remove it, or correct the tags\n"
-    assert one.stderr == sentence.format("the --pool", "DE")
-    assert two.stderr == sentence.format("any --pool", "DE, FR")
+    assert one_unused.stderr == sentence.format("the --pool", "DE")
+    assert two_unused.stderr == sentence.format("any --pool", "DE, FR")
 
 
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
-def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, words) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, arguments) -> None:
     rows = "".join(f"acc_{n},{'DE' if n else 'US'}\n" for n in range(3000))
     (folder / "fleet.csv").write_text(f"account_id,pool\n{rows}")
     (folder / "us.txt").write_text("us1.example:80\n")
 
-    done = run("rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *words)
+    done = run("rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", *arguments)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -219,16 +216,16 @@ def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, words) -> N
 def test_rows_whose_tag_has_no_pool_can_be_skipped(folder) -> None:
     (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\nacc_2,DE\n")
     (folder / "us.txt").write_text("us1.example:80\n")
-    words = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", "--skip-bad"]
+    arguments = ["rotate", "fleet.csv", "--pool", "US=us.txt", "--sandbox", "--skip-bad"]
 
-    first, again = run(*words), run(*words)
+    first, again = run(*arguments), run(*arguments)
 
     assert first.returncode == 1, first.stderr
     assert states(folder / JOURNAL) == {"patched": 1, "skipped": 1}
     assert "Traceback" not in again.stderr
 
 
-def test_file_whose_name_has_an_equals_sign_is_no_tag(folder) -> None:
+def test_equals_sign_in_the_name_of_an_existing_file_does_not_separate_a_tag(folder) -> None:
     write_fleet(folder, 1, "")
     (folder / "a=b.txt").write_text("h.example:80\n")
 
@@ -238,7 +235,7 @@ def test_file_whose_name_has_an_equals_sign_is_no_tag(folder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (["--pool-by", "country"], "--pool-by requires --pool"),
         (
@@ -247,12 +244,13 @@ def test_file_whose_name_has_an_equals_sign_is_no_tag(folder) -> None:
         ),
         (["--pool", "US=u:hunter2@h.example:80"], "everyone on this machine can read a password"),
     ],
+    ids=["no pool", "a list without tags", "a tagged proxy instead of a list"],
 )
-def test_tags_that_cannot_be_used_are_refused(folder, words, sentence) -> None:
+def test_tags_that_cannot_be_used_are_refused(folder, arguments, sentence) -> None:
     (folder / "fleet.csv").write_text("account_id,pool\nacc_1,US\n")
     (folder / "us.txt").write_text("us1.example:80\n")
 
-    done = run("rotate", "fleet.csv", "--sandbox", *words)
+    done = run("rotate", "fleet.csv", "--sandbox", *arguments)
 
     assert done.returncode == 2
     assert sentence in done.stderr
@@ -262,20 +260,18 @@ def test_tags_that_cannot_be_used_are_refused(folder, words, sentence) -> None:
 # --- Templates ---
 
 
-def test_template_of_a_gateway_gives_each_account_a_session(folder) -> None:
-    """A gateway with the session in the user name could not be written at all."""
+def test_placeholders_in_a_user_name_are_replaced_for_each_account(folder) -> None:
+    """Some gateways choose the exit address by a session id in the user name."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,us\nacc_2,de\n")
     (folder / "gw.txt").write_text("gw.example:7777:c-{account_id}-cc-{country}-s{try}:hunter2\n")
-    words = ["rotate", "fleet.csv", "--pool", "gw.txt", "--sandbox"]
+    arguments = ["rotate", "fleet.csv", "--pool", "gw.txt", "--sandbox"]
 
-    dry, real = run(*words, "--dry-run"), run(*words)
+    dry, real = run(*arguments, "--dry-run"), run(*arguments)
 
     assert '"username": "c-acc_1-cc-us-s0", "password": "***"' in dry.stdout
     assert '"username": "c-acc_2-cc-de-s0", "password": "***"' in dry.stdout
     assert real.returncode == 0, real.stderr
-    connection = sqlite3.connect(folder / JOURNAL)
-    labels = [label for (label,) in connection.execute("SELECT DISTINCT assignment FROM outcomes")]
-    connection.close()
+    labels = query_journal(folder, "SELECT DISTINCT assignment FROM outcomes")
     assert labels == ["c-{account_id}-cc-{country}-s{try}@gw.example:7777"]
 
 
@@ -288,9 +284,9 @@ def test_dry_run_warns_of_private_addresses(folder) -> None:
         "acc_4,,8.8.8.8\nacc_5,h.example:80,\nacc_6,,\nacc_7,,127.0.0.1\n"
     )
     (folder / "list.txt").write_text("[::1]:80:u:hunter2\nh.example:80\n")
-    words = ["rotate", "fleet.csv", "--pool", "list.txt", "--dry-run"]
+    arguments = ["rotate", "fleet.csv", "--pool", "list.txt", "--dry-run"]
 
-    done, sandboxed = run(*words), run(*words, "--sandbox")
+    done, sandboxed = run(*arguments), run(*arguments, "--sandbox")
 
     assert done.stderr == (
         "5 proxies with localhost, or with an address that is private or not routable, which PostPress can "
@@ -303,7 +299,6 @@ def test_dry_run_warns_of_private_addresses(folder) -> None:
 
 
 def test_many_unknown_columns_are_reported_in_one_line(folder) -> None:
-    """120,000 of them were as many lines."""
     names = ",".join(f"c{n}" for n in range(10_000))
     (folder / "fleet.csv").write_text(f"account_id,country,{names}\nacc_1,US\n")
 
@@ -315,7 +310,7 @@ def test_many_unknown_columns_are_reported_in_one_line(folder) -> None:
     assert message.endswith(", 'c19' and 9,980 more")
 
 
-def test_a_dry_run_for_programs_is_one_event(folder) -> None:
+def test_dry_run_with_json_writes_one_event(folder) -> None:
     write_fleet(folder, 1000, "")
     write_pool(folder, 5)
 
@@ -352,17 +347,19 @@ def test_a_dry_run_for_programs_is_one_event(folder) -> None:
     assert "hunter2" not in done.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["--dry-run"]], ids=["a run", "a dry run"])
-def test_rows_that_are_refused_are_events_for_programs(folder, words) -> None:
-    """And the last event has the exit code."""
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]], ids=["a run", "a dry run"])
+def test_json_has_an_event_for_each_invalid_row_and_line(folder, arguments) -> None:
+    """The last event has the exit code and the message."""
     (folder / "fleet.csv").write_text("account_id,country\nacc_1,UK\nacc_2,\nacc_2,\n")
     (folder / "list.txt").write_text("h.example:80\nh.example:80:u:hunter2:\nu:hunter2\n")
 
-    done = run("rotate", "fleet.csv", "--pool", "list.txt", "--sandbox", "--json", *words)
+    done = run("rotate", "fleet.csv", "--pool", "list.txt", "--sandbox", "--json", *arguments)
 
     printed = events(done.stdout)
     assert done.returncode == 2
-    assert [(e["event"], e.get("source"), e.get("line"), e.get("account_id")) for e in printed] == [
+    assert [
+        (event["event"], event.get("source"), event.get("line"), event.get("account_id")) for event in printed
+    ] == [
         ("refused", "list.txt", 3, None),
         ("refused", "fleet.csv", 2, "acc_1"),
         ("refused", "fleet.csv", 4, "acc_2"),
@@ -377,7 +374,7 @@ def test_rows_that_are_refused_are_events_for_programs(folder, words) -> None:
     assert "hunter2" not in done.stdout + done.stderr
 
 
-def test_a_pool_that_no_row_would_use_is_an_event_too(folder) -> None:
+def test_json_reports_a_pool_that_no_row_would_use(folder) -> None:
     write_fleet(folder, 2)
     write_pool(folder, 1)
 
@@ -388,18 +385,19 @@ def test_a_pool_that_no_row_would_use_is_an_event_too(folder) -> None:
     assert ended["message"].startswith("nothing was sent: no row would use --pool")
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak so")
-@pytest.mark.parametrize("words", [[], ["--json"]], ids=["for people", "for programs"])
-def test_the_check_of_many_bad_rows_takes_bounded_memory(folder, words) -> None:
-    """Two million took 904 MiB: each was kept until all were read."""
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["text", "json"])
+def test_check_of_many_invalid_rows_takes_bounded_memory(folder, arguments) -> None:
+    """50,000 invalid rows would take 20 MiB if all of them were kept."""
 
     def peak(country: str) -> int:
+        """The peak of memory in KiB for 50,000 rows with this country."""
         write_fleet(folder, 50_000, country)
-        command = [sys.executable, "-c", _PEAK, "rotate", "fleet.csv", "--sandbox", "--dry-run", *words]
+        command = [sys.executable, "-c", _PEAK, "rotate", "fleet.csv", "--sandbox", "--dry-run", *arguments]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
         return int(done.stderr.splitlines()[-1])
 
-    assert peak("XX") < peak("US") + 12 * 1024  # of KiB; 50,000 refusals that are kept are 20 MiB
+    assert peak("XX") < peak("US") + 12 * 1024
 
 
 _PEAK = """
@@ -407,7 +405,7 @@ import atexit, sys
 from postpress_async._cli import run
 
 @atexit.register
-def tell():
+def print_peak():
     with open("/proc/self/status") as status:
         print(next(line.split()[1] for line in status if line.startswith("VmHWM:")), file=sys.stderr)
 
@@ -415,11 +413,11 @@ run()
 """
 
 
-# --- Commands that can be pasted ---
+# --- Suggested commands ---
 
 
-def pasted(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """The command between the backticks of a hint, as a shell runs it."""
+def run_suggested(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command between the backticks of a message in a shell."""
     [command] = re.findall("`([^`]*(?:rotate|retry-failed) [^`]*)`", text)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     variables = {name: value for name, value in os.environ.items() if not name.startswith("POSTPRESS_")}
@@ -434,34 +432,35 @@ def pasted(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_the_command_that_status_names_goes_on_with_the_run(folder, sandbox, tmp_path_factory) -> None:
-    """Before, the command had no --pool and was refused."""
+async def test_command_that_status_suggests_resumes_the_run_from_any_folder(
+    folder, sandbox, tmp_path_factory
+) -> None:
     write_fleet(folder, 30, "")
     write_pool(folder, 3).rename(folder / "my list.txt")
-    words = ["--pool", "my list.txt", "--limit", "10", "--journal", "night 1.sqlite3"]
-    await arun(sandbox, "rotate", "fleet.csv", *words)
+    arguments = ["--pool", "my list.txt", "--limit", "10", "--journal", "night 1.sqlite3"]
+    await arun(sandbox, "rotate", "fleet.csv", *arguments)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     here = run("status", "night 1.sqlite3").stdout
     there = run("status", folder / "night 1.sqlite3", cwd=elsewhere).stdout
-    first = await asyncio.to_thread(pasted, here, env=environment(sandbox))
-    second = await asyncio.to_thread(pasted, there, env=environment(sandbox), cwd=elsewhere)
+    first = await asyncio.to_thread(run_suggested, here, env=environment(sandbox))
+    second = await asyncio.to_thread(run_suggested, there, env=environment(sandbox), cwd=elsewhere)
 
     assert (first.returncode, second.returncode) == (1, 0), first.stderr + second.stderr
     assert states(folder / "night 1.sqlite3") == {"patched": 30}
 
 
-async def test_the_command_that_status_names_sends_again_what_failed(folder, sandbox) -> None:
-    """The command repeats the lists, the target and the options of the run, without its limits."""
+async def test_command_that_status_suggests_retries_the_failed_accounts(folder, sandbox) -> None:
+    """The command repeats the options for proxies and requests, but not --halt or -v."""
     write_fleet(folder, 30, "")
     write_pool(folder, 3)
     for number in (3, 4):
         sandbox.script(f"acc_{number:06}", "errors/disconnected_account")
-    words = ["--pool=proxies.txt", "--on-unknown", "report", "--halt", "never", "-v", "--rate", "10000.5"]
-    ended = await arun(sandbox, "rotate", "fleet.csv", *words)
+    arguments = ["--pool=proxies.txt", "--on-unknown", "report", "--halt", "never", "-v", "--rate", "10000.5"]
+    ended = await arun(sandbox, "rotate", "fleet.csv", *arguments)
 
     status = run("status", JOURNAL).stdout
-    again = await asyncio.to_thread(pasted, status, env=environment(sandbox))
+    again = await asyncio.to_thread(run_suggested, status, env=environment(sandbox))
 
     options = "--pool proxies.txt --on-unknown report --rate 10000.5"
     assert f"`postpress-async retry-failed {JOURNAL} fleet.csv {options}`" in status
@@ -470,7 +469,7 @@ async def test_the_command_that_status_names_sends_again_what_failed(folder, san
     assert states(folder / JOURNAL) == {"patched": 30}
 
 
-def test_the_report_names_the_command_too(folder) -> None:
+def test_report_shows_the_command_that_resumes_the_run(folder) -> None:
     write_fleet(folder, 30, "")
     write_pool(folder, 3)
     run("rotate", "fleet.csv", "--pool", "proxies.txt", "--sandbox", "--limit", "10")
@@ -480,29 +479,22 @@ def test_the_report_names_the_command_too(folder) -> None:
     assert command in (folder / "night.html").read_text("utf-8")
 
 
-async def test_a_run_from_python_leaves_no_command_of_an_earlier_one(folder, sandbox) -> None:
-    """The run may have had other proxies, so that command would not repeat it."""
-    from postpress_async import Fleet
-
+async def test_status_suggests_no_command_after_a_run_from_python(folder, sandbox) -> None:
+    """The command of an earlier run may name other proxies than the run from Python used."""
     write_fleet(folder, 4)
     await arun(sandbox, "rotate", "fleet.csv", "--limit", "2")
     with Fleet.open("fleet.csv") as fleet:
-        async with sandbox.session() as session:
-            await _run_one(session, fleet)
+        async with sandbox.session() as session, session.rotate(fleet, journal=JOURNAL, limit=1) as rotation:
+            await rotation.run()
 
     assert "next: start the same rotation again: " in run("status", JOURNAL).stdout
 
 
-async def _run_one(session: Any, fleet: Any) -> None:
-    async with session.rotate(fleet, journal=JOURNAL, limit=1) as rotation:
-        await rotation.run()
-
-
-def test_no_secret_of_a_command_line_reaches_the_journal(folder) -> None:
-    """A command with a secret in any place is refused before a journal is created."""
+def test_command_with_a_secret_in_an_argument_creates_no_journal(folder) -> None:
+    """The journal records the command."""
     write_fleet(folder, 2)
     url = "postgresql+psycopg://me:hunter2@db.invalid/crm"
-    for words in (
+    for arguments in (
         ["--from", url, "--query", "SELECT 1 AS account_id"],
         [f"--from={url}", "--query=SELECT 1 AS account_id"],
         ["fleet.csv", "--pool", "u:hunter2@h.example:80"],
@@ -510,36 +502,35 @@ def test_no_secret_of_a_command_line_reaches_the_journal(folder) -> None:
         ["fleet.csv", "--base-url", "https://me:hunter2@api.example/v1"],
         ["fleet.csv", "--api-key-file", "pp_live_hunter2"],
     ):
-        done = run("rotate", *words, env={"POSTPRESS_API_KEY": "pp_test_sandbox"})
-        assert (done.returncode, "hunter2" in done.stdout + done.stderr) == (2, False), words
+        done = run("rotate", *arguments, env={"POSTPRESS_API_KEY": "pp_test_sandbox"})
+        assert (done.returncode, "hunter2" in done.stdout + done.stderr) == (2, False), arguments
     assert [path.name for path in folder.iterdir()] == ["fleet.csv"]
 
 
-# --- Variables ---
+# --- Environment variables ---
 
 
-@pytest.mark.parametrize("words", [["rotate", "fleet.csv"], ["retry-failed", JOURNAL, "fleet.csv"]])
-def test_rotate_and_retry_failed_have_the_same_variables(folder, words) -> None:
-    """POSTPRESS_ROTATE_RATE had no effect on retry-failed, which sent as fast as it could."""
+@pytest.mark.parametrize("arguments", [["rotate", "fleet.csv"], ["retry-failed", JOURNAL, "fleet.csv"]])
+def test_rotate_and_retry_failed_read_the_same_environment_variables(folder, arguments) -> None:
     write_fleet(folder, 3)
     run("rotate", "fleet.csv", "--sandbox")
 
-    done = run(*words, env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_RATE": "-7"})
+    done = run(*arguments, env={"POSTPRESS_SANDBOX": "1", "POSTPRESS_RATE": "-7"})
 
     assert done.returncode == 2
     assert "Invalid value for '--rate' (env var: 'POSTPRESS_RATE'): -7" in done.stderr
 
 
-def test_rotate_and_update_have_the_same_variable_for_the_transport(folder) -> None:
-    for words in (["rotate", "--sandbox"], ["update", "acc_1", "--country", "US"]):
-        done = run(*words, env={"POSTPRESS_TRANSPORT": "pigeon"})
+def test_rotate_and_update_read_the_same_variable_for_the_transport(folder) -> None:
+    for arguments in (["rotate", "--sandbox"], ["update", "acc_1", "--country", "US"]):
+        done = run(*arguments, env={"POSTPRESS_TRANSPORT": "pigeon"})
 
         assert done.returncode == 2
         assert "Invalid value for '--transport' (env var: 'POSTPRESS_TRANSPORT'): 'pigeon'" in done.stderr
 
 
-def test_a_variable_of_rotate_is_not_one_of_the_sandbox(folder) -> None:
-    """The sandbox's --rate is the rate above which it responds with 429."""
+def test_sandbox_command_does_not_read_the_variables_of_rotate(folder) -> None:
+    """For the command sandbox, --rate is the rate above which it responds with 429."""
     done = run("sandbox", "--help", env={"POSTPRESS_RATE": "nonsense"})
 
     assert done.returncode == 0, done.stderr

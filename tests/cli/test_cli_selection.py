@@ -1,4 +1,4 @@
-"""Runs of some accounts on the command line: what they say, and which command finishes or repeats them."""
+"""Runs with --on: which accounts are sent, what is printed, and which command resumes the run."""
 
 import json
 
@@ -14,8 +14,8 @@ NEW = "".join(f"10.2.2.{number}:3128\n" for number in range(1, 6))
 
 
 @pytest.fixture
-async def night(folder, sandbox):
-    """Ten accounts on the five proxies of a subnet."""
+async def first_run(folder, sandbox):
+    """A run that put ten accounts on the five proxies of the subnet 10.1.1.0/24."""
     write_fleet(folder, 10, "")
     (folder / "old.txt").write_text(OLD)
     (folder / "new.txt").write_text(NEW)
@@ -29,27 +29,22 @@ async def history(sandbox) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-async def test_accounts_on_two_proxies_are_moved(night, sandbox) -> None:
-    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1", "--on", "10.1.1.2:3128")
-    done = await arun(sandbox, *words)
+async def test_accounts_on_two_proxies_are_moved(first_run, sandbox) -> None:
+    arguments = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1", "--on", "10.1.1.2:3128")
+    done = await arun(sandbox, *arguments)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("4 accounts: 4 patched")
-    assert [run["selection"] for run in await history(sandbox)] == [
-        None,
-        "accounts on 10.1.1.1, 10.1.1.2:3128",
-    ]
-    assert (await arun(sandbox, "history", JOURNAL)).stdout.splitlines()[5:] == [
-        "  accounts on 10.1.1.1, 10.1.1.2:3128",
-        "  4 patched of 4 accounts, 4 requests",
-        *(await arun(sandbox, "history", JOURNAL)).stdout.splitlines()[7:8],
-        f"  postpress-async {' '.join(words)}",
-    ]
+    selection = "accounts on 10.1.1.1, 10.1.1.2:3128"
+    assert [run["selection"] for run in await history(sandbox)] == [None, selection]
+    second_run = (await arun(sandbox, "history", JOURNAL, "--run", 2)).stdout.splitlines()
+    assert second_run[1:3] == [f"  {selection}", "  4 patched of 4 accounts, 4 requests"]
+    assert second_run[-1] == f"  postpress-async {' '.join(arguments)}"
 
 
-async def test_a_dry_run_shows_which_accounts_would_move(night, sandbox) -> None:
-    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/30", "--dry-run")
-    done = await arun(sandbox, *words)
+async def test_dry_run_shows_how_many_accounts_would_move_and_sends_nothing(first_run, sandbox) -> None:
+    arguments = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/30", "--dry-run")
+    done = await arun(sandbox, *arguments)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("6 accounts: 6 with one of the pool\n")
@@ -57,31 +52,35 @@ async def test_a_dry_run_shows_which_accounts_would_move(night, sandbox) -> None
     assert len(await history(sandbox)) == 1
 
 
-async def test_accounts_leave_a_subnet_of_which_the_list_still_has_proxies(night, sandbox) -> None:
-    """Some of them were given another proxy of the dead subnet, and reported as patched."""
-    (night / "new.txt").write_text(OLD + NEW)
-    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/24")
-    preview = await arun(sandbox, *words, "--dry-run")
-    done = await arun(sandbox, *words)
-    left = await arun(sandbox, "export", JOURNAL, "--assignments", "--on", "10.1.1.0/24")
+async def test_accounts_leave_the_subnet_even_if_the_list_still_has_its_proxies(first_run, sandbox) -> None:
+    """An account that got another proxy of the dead subnet would be reported as patched."""
+    (first_run / "new.txt").write_text(OLD + NEW)
+    arguments = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/24")
+    preview = await arun(sandbox, *arguments, "--dry-run")
+    done = await arun(sandbox, *arguments)
+    remaining = await arun(sandbox, "export", JOURNAL, "--assignments", "--on", "10.1.1.0/24")
 
-    assert preview.stderr.startswith("5 of 10 proxies are not used, being on 10.1.1.0/24\n")
+    assert preview.stderr.startswith("5 of 10 proxies are not used: they are on 10.1.1.0/24\n")
     assert preview.stdout.splitlines()[1].startswith("5 proxies in new.txt")
     assert done.stdout.startswith("10 accounts: 10 patched")
-    assert len(left.stdout.splitlines()) == 1
+    assert len(remaining.stdout.splitlines()) == 1  # the names of the columns
 
 
-async def test_export_lists_the_accounts_on_a_subnet(night, sandbox) -> None:
-    """Also the proxies without a user name, which no search for ``@10.1.1.`` would find."""
+async def test_export_lists_the_accounts_on_a_subnet(first_run, sandbox) -> None:
     done = await arun(sandbox, "export", JOURNAL, "--assignments", "--on", "10.1.1.0/30")
-    other = await arun(sandbox, "export", JOURNAL, "--on", "10.1.1.0/30")
 
     accounts = [line.split(",")[0] for line in done.stdout.splitlines()[1:]]
     assert accounts == [f'"acc_00000{number}"' for number in (0, 1, 2, 5, 6, 7)]
-    assert (other.returncode, "--on requires --assignments" in other.stderr) == (2, True)
 
 
-async def test_history_shows_one_run(night, sandbox) -> None:
+async def test_export_with_on_requires_assignments(first_run, sandbox) -> None:
+    done = await arun(sandbox, "export", JOURNAL, "--on", "10.1.1.0/30")
+
+    assert done.returncode == 2
+    assert "--on requires --assignments" in done.stderr
+
+
+async def test_history_shows_one_run(first_run, sandbox) -> None:
     await arun(sandbox, "rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1")
 
     second = (await arun(sandbox, "history", JOURNAL, "--run", "2")).stdout
@@ -96,10 +95,9 @@ async def test_history_shows_one_run(night, sandbox) -> None:
     assert (missing.returncode, "has no run 3" in missing.stderr) == (2, True)
 
 
-async def test_history_of_one_run_does_not_read_the_others(night, sandbox) -> None:
-    """An old run of which something is damaged kept all others from being listed."""
+async def test_history_of_one_run_works_even_if_another_run_is_damaged(first_run, sandbox) -> None:
     await arun(sandbox, "rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1")
-    execute_sql(night / JOURNAL, "UPDATE runs SET counts = 'damaged' WHERE id = 1")
+    execute_sql(first_run / JOURNAL, "UPDATE runs SET counts = 'damaged' WHERE id = 1")
 
     first, second = [await arun(sandbox, "history", JOURNAL, "--run", number) for number in (1, 2)]
 
@@ -107,10 +105,9 @@ async def test_history_of_one_run_does_not_read_the_others(night, sandbox) -> No
     assert second.stdout.startswith("run 2: ")
 
 
-async def test_a_dry_run_says_when_the_next_run_is_due(night, sandbox) -> None:
-    """Three requests were shown that no run would send."""
-    words = ("rotate", "fleet.csv", "--pool", "new.txt", "--every", "20h", "--dry-run")
-    done = await arun(sandbox, *words)
+async def test_dry_run_before_the_next_run_is_due_shows_the_time_and_no_requests(first_run, sandbox) -> None:
+    arguments = ("rotate", "fleet.csv", "--pool", "new.txt", "--every", "20h", "--dry-run")
+    done = await arun(sandbox, *arguments)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].endswith("; 0 would be sent")
@@ -119,20 +116,20 @@ async def test_a_dry_run_says_when_the_next_run_is_due(night, sandbox) -> None:
     assert len(done.stdout.splitlines()) == 4
 
 
-async def test_the_limit_per_proxy_counts_the_accounts_that_stay(night, sandbox) -> None:
-    """Two accounts move to a list of one proxy that already has two, so it has room for one more."""
-    (night / "one.txt").write_text("10.1.1.5:3128\n")
-    words = ("--on", "10.1.1.1", "--pool", "one.txt", "--accounts-per-proxy", "3")
-    dry = await arun(sandbox, "rotate", "fleet.csv", *words, "--dry-run")
+async def test_accounts_per_proxy_counts_accounts_outside_the_selection(first_run, sandbox) -> None:
+    """Of the two selected accounts, only one can move to a proxy that already has two accounts."""
+    (first_run / "one.txt").write_text("10.1.1.5:3128\n")
+    arguments = ("--on", "10.1.1.1", "--pool", "one.txt", "--accounts-per-proxy", "3")
+
+    dry = await arun(sandbox, "rotate", "fleet.csv", *arguments, "--dry-run")
+    done = await arun(sandbox, "rotate", "fleet.csv", *arguments)
+
     assert dry.stdout.count("(the pool is exhausted)") == 1
-
-    done = await arun(sandbox, "rotate", "fleet.csv", *words)
-
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("2 accounts: 1 patched, 1 skipped")
 
 
-async def test_nothing_is_sent_if_no_account_matches(night, sandbox) -> None:
+async def test_nothing_is_sent_if_no_account_matches(first_run, sandbox) -> None:
     done = await arun(sandbox, "rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.9.9.0/24")
 
     assert done.returncode == 2
@@ -140,33 +137,35 @@ async def test_nothing_is_sent_if_no_account_matches(night, sandbox) -> None:
     assert (sandbox.record.requests, len(await history(sandbox))) == (10, 1)
 
 
-async def test_an_unfinished_run_says_which_command_finishes_it(night, sandbox) -> None:
-    on = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/24", "--limit", "4")
-    await arun(sandbox, *on)
+async def test_unfinished_run_blocks_other_runs_and_its_command_is_shown(first_run, sandbox) -> None:
+    move = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.0/24")
+    limited_move = (*move, "--limit", "4")
+    all_accounts = ("rotate", "fleet.csv", "--pool", "old.txt", "--every", "0s")
+    await arun(sandbox, *limited_move)
 
-    done = await arun(sandbox, "rotate", "fleet.csv", "--pool", "old.txt", "--every", "0s")
+    blocked = await arun(sandbox, *all_accounts)
 
-    assert done.returncode == 2
-    assert "has an unfinished run (accounts on 10.1.1.0/24)" in done.stderr
-    assert f"`postpress-async {' '.join(on)}`" in done.stderr
-    done = await arun(sandbox, *on[:-2])
-    assert (done.returncode, sandbox.record.requests) == (0, 20)
-    done = await arun(sandbox, "rotate", "fleet.csv", "--pool", "old.txt", "--every", "0s")
-    assert (done.returncode, sandbox.record.requests) == (0, 30)
+    assert blocked.returncode == 2
+    assert "has an unfinished run (accounts on 10.1.1.0/24)" in blocked.stderr
+    assert f"`postpress-async {' '.join(limited_move)}`" in blocked.stderr
+    resumed = await arun(sandbox, *move)
+    assert (resumed.returncode, sandbox.record.requests) == (0, 20)
+    allowed = await arun(sandbox, *all_accounts)
+    assert (allowed.returncode, sandbox.record.requests) == (0, 30)
 
 
-async def test_the_failed_accounts_of_the_run_are_sent_by_the_command_that_is_shown(night, sandbox) -> None:
+async def test_suggested_command_sends_the_failed_accounts_again(first_run, sandbox) -> None:
     sandbox.script("acc_000001", "errors/disconnected_account")
-    on = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.2")
-    done = await arun(sandbox, *on)
-    assert f"to retry the failed accounts: postpress-async {' '.join(on)}" in done.stderr
+    move = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.2")
 
-    done = await arun(sandbox, *on)
+    first = await arun(sandbox, *move)
+    again = await arun(sandbox, *move)
 
-    assert done.stdout.startswith("1 account: 1 patched"), done.stderr
+    assert f"to retry the failed accounts: postpress-async {' '.join(move)}" in first.stderr
+    assert again.stdout.startswith("1 account: 1 patched"), again.stderr
 
 
-async def test_it_cannot_be_combined_with_an_interval(night, sandbox) -> None:
+async def test_on_cannot_be_combined_with_every(first_run, sandbox) -> None:
     done = await arun(sandbox, "rotate", "fleet.csv", "--on", "p1", "--every", "20h")
 
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Tables for other programs: complete, without formulas for spreadsheets, and written atomically."""
+"""Exported tables: complete, without formulas for spreadsheets, and written atomically."""
 
 import csv
 import io
@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from postpress_async._fields import check_account_id
 from postpress_async.errors import RotationError
 from postpress_async.models import FieldError
 from postpress_async.rotation import State
@@ -53,7 +54,8 @@ FAILED = {
 }
 
 
-def table(outcomes, write=write_csv) -> bytes:
+def export(outcomes, write=write_csv) -> bytes:
+    """The contents of the file that *write* makes."""
     file = io.BytesIO()
     write(outcomes, file)
     return file.getvalue()
@@ -67,7 +69,7 @@ def cells(text: bytes) -> list[dict[str, str]]:
 
 
 def test_csv_has_a_row_for_each_account() -> None:
-    read = cells(table(ROWS))
+    read = cells(export(ROWS))
 
     assert read[1] == {name: str(value) for name, value in FAILED.items()}
     assert [row["account_id"] for row in read] == [f"acc_00000{n}" for n in range(4)]
@@ -75,16 +77,16 @@ def test_csv_has_a_row_for_each_account() -> None:
 
 
 def test_json_lines_have_an_object_for_each_account() -> None:
-    read = [json.loads(line) for line in table(ROWS, write_jsonl).splitlines()]
+    read = [json.loads(line) for line in export(ROWS, write_jsonl).splitlines()]
 
     assert read[1] == FAILED
     assert list(read[0]) == list(COLUMNS)
     assert read[0]["error_type"] is None
 
 
-def test_parquet_has_types() -> None:
+def test_parquet_columns_have_types() -> None:
     """Numbers are numbers and times are times, so that programs can compute with them."""
-    read = parquet.read_table(io.BytesIO(table(ROWS, write_parquet))).to_pylist()
+    read = parquet.read_table(io.BytesIO(export(ROWS, write_parquet))).to_pylist()
 
     assert read[1] == FAILED | {"settled_at": datetime.fromtimestamp(NIGHT + 0.1, UTC)}
     assert read[0]["error_type"] is None
@@ -92,16 +94,16 @@ def test_parquet_has_types() -> None:
 
 def test_parquet_is_written_in_groups() -> None:
     """A million accounts are never in memory at once."""
-    file = parquet.ParquetFile(io.BytesIO(table((outcome(n) for n in range(70_000)), write_parquet)))
+    file = parquet.ParquetFile(io.BytesIO(export((outcome(n) for n in range(70_000)), write_parquet)))
 
     assert file.metadata.num_rows == 70_000
     assert file.num_row_groups == 2
 
 
 @pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS)
-def test_no_account_is_a_table_too(write) -> None:
-    """A filter that finds nothing found nothing: no error, and still the columns where the form has some."""
-    text = table([], write)
+def test_export_without_accounts_has_only_column_names(write) -> None:
+    """JSON Lines have no line for column names, so that file is empty."""
+    text = export([], write)
 
     if write is write_parquet:
         assert parquet.read_table(io.BytesIO(text)).column_names == list(COLUMNS)
@@ -109,11 +111,11 @@ def test_no_account_is_a_table_too(write) -> None:
         assert text.count(b"\n") == (write is write_csv)
 
 
-def test_without_pyarrow_it_says_what_to_install(monkeypatch) -> None:
+def test_parquet_without_pyarrow_reports_the_extra_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
 
     with pytest.raises(RotationError, match=r"pip install 'postpress-async\[parquet\]'"):
-        table(ROWS, write_parquet)
+        export(ROWS, write_parquet)
 
 
 # --- Formulas ---
@@ -139,62 +141,59 @@ def test_without_pyarrow_it_says_what_to_install(monkeypatch) -> None:
         ("", ""),
     ],
 )
-def test_no_cell_begins_a_formula(text, cell) -> None:
-    """The name of an account or a proxy must not run anything in the operator's spreadsheet (OWASP)."""
-    [row] = cells(table([outcome(0, account_id=text)]))
+def test_text_that_a_spreadsheet_would_execute_is_preceded_by_an_apostrophe(text, cell) -> None:
+    """The name of an account or a proxy must not run code in the operator's spreadsheet (OWASP)."""
+    [row] = cells(export([outcome(0, account_id=text)]))
 
     assert row["account_id"] == cell
 
 
-@given(texts=st.lists(st.text(max_size=12), min_size=5, max_size=5), comma=st.sampled_from(",;\t|"))
-def test_no_cell_starts_with_a_formula_however_a_spreadsheet_splits_it(texts, comma) -> None:
-    """In half of Europe the cells of a file end at semicolons; quotes are then not where they should be."""
-    account_id, error_type, instance, proxy, _ = texts
+@given(texts=st.lists(st.text(max_size=12), min_size=4, max_size=4), separator=st.sampled_from(",;\t|"))
+def test_no_cell_is_a_formula_whatever_separator_a_spreadsheet_uses(texts, separator) -> None:
+    """In some locales, spreadsheets split lines at semicolons, so a cell may begin within quoted text."""
+    account_id, error_type, instance, proxy = texts
     exported = outcome(0, account_id=account_id, error_type=error_type, instance=instance, assignment=proxy)
-    text = table([exported]).decode("utf-8")
+    text = export([exported]).decode("utf-8")
 
     for line in text.splitlines():
-        for cell in line.split(comma):
+        for cell in line.split(separator):
             assert not cell.strip().startswith(tuple("=+-@\uff1d\uff0b\uff0d\uff20")), text
-    [row] = cells(table([exported]))
+    [row] = cells(export([exported]))
     assert all(not value.startswith(tuple("=+-@")) for value in row.values())
 
 
-def test_an_id_with_an_apostrophe_is_no_other_account_s() -> None:
-    """Fed back into a fleet, it is refused: never sent to an account of a similar name."""
-    from postpress_async._fields import check_account_id
-
-    [row] = cells(table([outcome(0, account_id="-acc")]))
+def test_exported_id_with_an_added_apostrophe_is_not_a_valid_account_id() -> None:
+    """So an exported table that is used as a fleet cannot change the account of another id."""
+    [row] = cells(export([outcome(0, account_id="-acc")]))
 
     with pytest.raises(FieldError):
         check_account_id(row["account_id"])
 
 
-def test_json_and_parquet_keep_an_id_as_it_is() -> None:
+def test_json_and_parquet_contain_the_exact_account_id() -> None:
     outcomes = [outcome(0, account_id="-acc")]
 
-    assert json.loads(table(outcomes, write_jsonl))["account_id"] == "-acc"
-    assert parquet.read_table(io.BytesIO(table(outcomes, write_parquet)))["account_id"][0].as_py() == "-acc"
+    assert json.loads(export(outcomes, write_jsonl))["account_id"] == "-acc"
+    assert parquet.read_table(io.BytesIO(export(outcomes, write_parquet)))["account_id"][0].as_py() == "-acc"
 
 
 @given(account_id=st.text(max_size=12), assignment=st.text(max_size=12))
-def test_assignments_are_quoted_as_outcomes_are(account_id: str, assignment: str) -> None:
+def test_assignments_are_escaped_like_outcomes(account_id: str, assignment: str) -> None:
     entry = Assigned(account_id, assignment, "patched", 3, NIGHT)
 
-    [row] = cells(table([entry], partial(write_assignments, kind="csv")))
-    [line] = table([entry], partial(write_assignments, kind="jsonl")).splitlines()
+    [row] = cells(export([entry], partial(write_assignments, kind="csv")))
+    [line] = export([entry], partial(write_assignments, kind="jsonl")).splitlines()
 
-    same = cells(table([outcome(0, account_id=account_id, error_type=assignment)]))[0]
-    assert list(row.values()) == [same["account_id"], same["error_type"], "patched", "3", INSTANT]
+    as_outcome = cells(export([outcome(0, account_id=account_id, error_type=assignment)]))[0]
+    assert list(row.values()) == [as_outcome["account_id"], as_outcome["error_type"], "patched", "3", INSTANT]
     assert list(json.loads(line).values()) == [account_id, assignment, "patched", 3, INSTANT]
     assert tuple(row) == tuple(json.loads(line)) == Assigned._fields
 
 
-# --- Whole files ---
+# --- Atomic writes ---
 
 
-def test_a_file_is_its_owner_s_alone(tmp_path) -> None:
-    """Also where one that everybody could read lay there before."""
+def test_only_the_owner_can_read_the_file_even_if_it_replaces_a_public_one(tmp_path) -> None:
     path = tmp_path / "out.csv"
     path.write_text("before")
     path.chmod(0o644)
@@ -210,38 +209,38 @@ def test_a_file_is_its_owner_s_alone(tmp_path) -> None:
 @pytest.mark.parametrize(
     "failure", [KeyboardInterrupt, RotationError("damaged"), OSError(28, "No space left")]
 )
-def test_half_a_file_never_takes_the_place_of_a_whole_one(tmp_path, failure) -> None:
+def test_failed_write_keeps_the_existing_file(tmp_path, failure) -> None:
     path = tmp_path / "out.csv"
-    path.write_text("whole")
+    path.write_text("complete")
 
     def write_half() -> None:
         with atomic_write(path) as file:
-            file.write(b"ha")
+            file.write(b"half")
             raise failure
 
     with pytest.raises((KeyboardInterrupt, RotationError)) as caught:
         write_half()
-    assert path.read_text() == "whole"
+    assert path.read_text() == "complete"
     assert os.listdir(tmp_path) == ["out.csv"]
     if isinstance(failure, OSError):
         assert str(caught.value) == f"{path} cannot be written (No space left); name another file"
 
 
 @pytest.mark.parametrize(
-    ("make", "fact"),
+    ("make", "message"),
     [
         pytest.param(lambda path: path.symlink_to("elsewhere"), "symbolic link", id="a symbolic link"),
         pytest.param(lambda path: path.mkdir(), "not a regular file", id="a directory"),
         pytest.param(os.mkfifo, "not a regular file", id="a pipe"),
     ],
 )
-def test_nothing_but_a_file_is_written(tmp_path, make, fact) -> None:
+def test_only_a_regular_file_is_overwritten(tmp_path, make, message) -> None:
     """A symbolic link could lead to another file, which must not be overwritten."""
     path = tmp_path / "out.csv"
     make(path)
 
-    with pytest.raises(RotationError, match=fact), atomic_write(path):
-        pytest.fail("it was opened")
+    with pytest.raises(RotationError, match=message), atomic_write(path):
+        pytest.fail("the path was opened")
     assert not (tmp_path / "elsewhere").exists()
     assert os.listdir(tmp_path) == ["out.csv"]
 
@@ -251,4 +250,4 @@ def test_missing_folder_is_reported(tmp_path) -> None:
         pytest.raises(RotationError, match="cannot be written"),
         atomic_write(Path(tmp_path, "no", "out.csv")),
     ):
-        pytest.fail("it was opened")
+        pytest.fail("the path was opened")

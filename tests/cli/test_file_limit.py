@@ -1,4 +1,4 @@
-"""A low limit of open files: each failure is a sentence, and all sent accounts are recorded."""
+"""A low limit of open files is reported in a sentence, or the run completes within the limit."""
 
 import asyncio
 import errno
@@ -20,10 +20,10 @@ SENTENCE = "postpress-async: too many open files: raise the limit (ulimit -n)\n"
 EMFILE = OSError(errno.EMFILE, "Too many open files")
 
 
-def run(limit: int, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command, which may have *limit* files and connections open."""
+def run(limit: int, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with a limit of open files and connections."""
     return subprocess.run(
-        [sys.executable, "-m", "postpress_async", *map(str, words)],
+        [sys.executable, "-m", "postpress_async", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -33,10 +33,8 @@ def run(limit: int, *words: object, **environment: str) -> subprocess.CompletedP
     )
 
 
-async def test_a_rotation_within_a_low_limit_ends_without_a_traceback(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
-    """Connections take every descriptor, and closing the journal needed one more."""
+async def test_rotation_completes_with_a_limit_of_20_open_files(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Connections use all file descriptors that are left, but closing the journal needs another one."""
     fleet = tmp_path / "fleet.csv"
     fleet.write_text("account_id,country\n" + "".join(f"acc_{number},US\n" for number in range(100)))
     settings = {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
@@ -50,15 +48,15 @@ async def test_a_rotation_within_a_low_limit_ends_without_a_traceback(
     assert sandbox.record.managed_handed_out == 100
 
 
-def test_a_limit_that_leaves_no_event_loop_is_a_sentence(tmp_path: Path) -> None:
-    """Three for the standard streams, and asyncio needs three more and one to open them with."""
+def test_limit_too_low_for_an_event_loop_is_reported_in_a_sentence(tmp_path: Path) -> None:
+    """The standard streams use 3 of the 6 file descriptors, and an event loop needs more than 3."""
     done = run(6, "rotate", "--sandbox", "--journal", tmp_path / "run.sqlite3")
 
     assert (done.returncode, done.stderr) == (3, SENTENCE)
 
 
-def complaints(capsys: pytest.CaptureFixture[str], *exceptions: Exception) -> str:
-    """What is written when asyncio reports these, one after the other."""
+def reported(capsys: pytest.CaptureFixture[str], *exceptions: Exception) -> str:
+    """What is written to standard error if asyncio reports these exceptions."""
 
     async def report() -> None:
         loop = asyncio.get_running_loop()
@@ -71,14 +69,14 @@ def complaints(capsys: pytest.CaptureFixture[str], *exceptions: Exception) -> st
     return capsys.readouterr().err
 
 
-def test_a_server_that_cannot_accept_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """asyncio prints thousands of tracebacks, of that and of what follows from it."""
-    assert complaints(capsys, EMFILE, EMFILE, ValueError("Invalid file descriptor: -1")) == SENTENCE
+def test_file_limit_of_a_server_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """asyncio would print thousands of tracebacks, of the first error and of its consequences."""
+    assert reported(capsys, EMFILE, EMFILE, ValueError("Invalid file descriptor: -1")) == SENTENCE
 
 
-def test_another_failure_of_the_event_loop_is_reported_as_ever(
+def test_other_errors_of_the_event_loop_are_logged_as_usual(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Such a failure is a bug of the package, so the traceback is needed."""
-    assert complaints(capsys, ValueError("a mistake")) == ""
+    """Other errors are bugs of the package, so their traceback is needed."""
+    assert reported(capsys, ValueError("a mistake")) == ""
     assert "a mistake" in caplog.text

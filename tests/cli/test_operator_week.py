@@ -1,4 +1,4 @@
-"""What the commands say during a week in which an operator rotates, leaves a subnet, and goes back."""
+"""Output of commands that an operator uses together: nightly runs, --on, and rollback."""
 
 import json
 import shlex
@@ -13,13 +13,13 @@ from postpress_async.sandbox._thread import SandboxThread
 from tests.support.command_line import JOURNAL
 
 Command = Callable[..., Result]
-NIGHT = ("rotate", "fleet.csv", "--pool", "old.txt", "--every", "20h")
+NIGHTLY = ("rotate", "fleet.csv", "--pool", "old.txt", "--every", "20h")
 MOVE = ("rotate", "fleet.csv", "--pool", "new.txt", "--on", "10.1.1.1")
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """Runs a command in a folder with a fleet of four accounts and two lists of two proxies."""
+    """Runs a command in a folder with a fleet of four accounts and two lists of two proxies each."""
     monkeypatch.chdir(tmp_path)
     Path("fleet.csv").write_text("account_id\n" + "".join(f"acc_{number}\n" for number in range(4)))
     Path("old.txt").write_text("10.1.1.1:3128\n10.1.1.2:3128\n")
@@ -27,36 +27,37 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command
     with SandboxThread() as sandbox:
         monkeypatch.setenv("POSTPRESS_API_KEY", sandbox.api_key)
         monkeypatch.setenv("POSTPRESS_BASE_URL", sandbox.url)
-        yield lambda *words: CliRunner().invoke(cli, words, standalone_mode=False)
+        yield lambda *arguments: CliRunner().invoke(cli, arguments, standalone_mode=False)
 
 
-def test_a_dry_run_before_the_next_run_is_due_shows_no_requests(command: Command) -> None:
-    command(*NIGHT)
+def test_dry_run_before_the_next_run_is_due_shows_no_requests_for_new_accounts(command: Command) -> None:
+    command(*NIGHTLY)
     with Path("fleet.csv").open("a") as fleet:
         fleet.write("acc_new\n")
 
-    text, result = command(*NIGHT, "--dry-run").stdout, command(*NIGHT, "--dry-run", "--json").stdout
+    text = command(*NIGHTLY, "--dry-run").stdout
+    event = json.loads(command(*NIGHTLY, "--dry-run", "--json").stdout.splitlines()[-1])
 
     assert "; 0 would be sent" in text
     assert "the next run is due at " in text
     assert "PATCH" not in text
-    event = json.loads(result.splitlines()[-1])
     assert (event["to_send"], event["requests"]) == (0, [])
 
 
-def test_a_start_that_is_not_due_shows_no_counts_of_a_run_of_some_accounts(command: Command) -> None:
-    command(*NIGHT)
+def test_command_that_is_not_due_shows_no_counts_of_the_latest_run(command: Command) -> None:
+    """The latest run was a run of some accounts (--on), so its counts would be misleading."""
+    command(*NIGHTLY)
     command(*MOVE)
 
-    done = command(*NIGHT)
+    done = command(*NIGHTLY)
 
     assert "the next is due at" in done.stdout
     assert " of 4" not in done.output
     assert done.return_value == 0
 
 
-def test_status_names_the_accounts_of_the_latest_run(command: Command) -> None:
-    command(*NIGHT)
+def test_status_names_the_selection_of_the_latest_run(command: Command) -> None:
+    command(*NIGHTLY)
     assert json.loads(command("status", JOURNAL, "--json").stdout)["selection"] is None
     command(*MOVE)
 
@@ -66,8 +67,8 @@ def test_status_names_the_accounts_of_the_latest_run(command: Command) -> None:
     assert json.loads(command("status", JOURNAL, "--json").stdout)["selection"] == "accounts on 10.1.1.1"
 
 
-def test_a_rollback_of_no_account_does_not_advise_to_send_the_others(command: Command) -> None:
-    command(*NIGHT)
+def test_rollback_that_no_account_can_make_does_not_suggest_skip_bad(command: Command) -> None:
+    command(*NIGHTLY)
     command(*MOVE)
 
     done = command("rollback", JOURNAL, "--to", "1", "--pool", "new.txt")
@@ -77,7 +78,7 @@ def test_a_rollback_of_no_account_does_not_advise_to_send_the_others(command: Co
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("export", "my runs.sqlite3", "--run", "9"),
         ("rollback", "my runs.sqlite3", "--to", "9", "--pool", "old.txt"),
@@ -85,10 +86,10 @@ def test_a_rollback_of_no_account_does_not_advise_to_send_the_others(command: Co
     ],
     ids=["export", "rollback", "--on"],
 )
-def test_a_hint_can_be_pasted_if_the_path_has_a_space(command: Command, words: tuple[str, ...]) -> None:
-    command(*NIGHT, "--journal", "my runs.sqlite3")
+def test_suggested_command_quotes_a_path_with_a_space(command: Command, arguments: tuple[str, ...]) -> None:
+    command(*NIGHTLY, "--journal", "my runs.sqlite3")
 
-    refused = command(*words)
+    refused = command(*arguments)
 
-    hint = str(refused.exception).split("`")[1]
-    assert command(*shlex.split(hint)[1:]).exit_code == 0
+    suggestion = str(refused.exception).split("`")[1]
+    assert command(*shlex.split(suggestion)[1:]).exit_code == 0

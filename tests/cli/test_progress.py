@@ -1,4 +1,4 @@
-"""The figures that the progress of a rotation shows."""
+"""The statistics in the progress display of a rotation."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +17,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def test_rows_that_are_skipped_at_a_stop_do_not_raise_the_rate(clock: SimpleNamespace) -> None:
-    """At --rate 20, a run that was stopped showed 53 accounts per second."""
+def test_rate_does_not_count_accounts_that_are_skipped_when_the_run_stops(clock: SimpleNamespace) -> None:
     rotation: Any = SimpleNamespace(summary=RotationSummary(), retrying=0, proxies_failing=False)
-    stats = ProgressStats(1_000, rotation, SimpleNamespace(paused=False))
+    session: Any = SimpleNamespace(paused=False)
+    stats = ProgressStats(1_000, rotation, session)
     stats.rate()
     rotation.summary.states[State.PATCHED] = 60
     rotation.summary.states[State.SKIPPED] = 940

@@ -1,4 +1,4 @@
-"""``proxies check``: real proxies on loopback, a long list with many dead ones, and its output."""
+"""``proxies check`` with real proxies on loopback, with a long list, and its output."""
 
 import asyncio
 import json
@@ -31,10 +31,10 @@ pytestmark = pytest.mark.slow
 GOOD = [(USER, PASSWORD)]
 
 
-async def check(*words: object, target: int = 9, **variables: str) -> subprocess.CompletedProcess[str]:
+async def check(*arguments: object, target: int = 9, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command. Without an echo URL, it asks for a connection to port *target* of this machine."""
     env = {"POSTPRESS_BASE_URL": f"http://127.0.0.1:{target}", **variables}
-    done = await asyncio.to_thread(run, "proxies", "check", *words, env=env)
+    done = await asyncio.to_thread(run, "proxies", "check", *arguments, env=env)
     assert PASSWORD not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -47,12 +47,12 @@ def write_list(*lines: str) -> Path:
 
 
 def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    """The objects of --json, by the proxy."""
+    """The objects that --json prints, by proxy."""
     return {row["proxy"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
-def found(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str | None]]:
-    """The results and exit addresses, by the proxy."""
+def results(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str | None]]:
+    """The result and exit address of each proxy."""
     return {name: (row["result"], row["exit_address"]) for name, row in rows(done).items()}
 
 
@@ -74,13 +74,13 @@ async def echo_url() -> AsyncIterator[str]:
 
 
 @requires("tinyproxy")
-async def test_tinyproxy(folder, echo_url) -> None:
+async def test_results_for_tinyproxy(folder, echo_url) -> None:
     with tinyproxy(folder, {USER: PASSWORD}) as port:
         address = f"127.0.0.1:{port}"
         path = write_list(f"{address}:{USER}:{PASSWORD}", f"{address}:other:{PASSWORD}", address)
         done = await check(path, "--echo-url", echo_url, "--json")
 
-    assert found(done) == {
+    assert results(done) == {
         f"{USER}@{address}": ("works", "127.0.0.2"),
         f"other@{address}": ("wrong-credentials", None),
         address: ("wrong-credentials", None),
@@ -88,7 +88,7 @@ async def test_tinyproxy(folder, echo_url) -> None:
 
 
 @requires("squid")
-async def test_squid_over_tcp_and_tls(folder, echo_url) -> None:
+async def test_results_for_squid_over_tcp_and_tls(folder, echo_url) -> None:
     authority = trustme.CA()
     authority.cert_pem.write_to_path("ca.pem")
     with squid(authority.issue_cert("127.0.0.1")) as (plain, tls):
@@ -101,18 +101,18 @@ async def test_squid_over_tcp_and_tls(folder, echo_url) -> None:
         unreachable = await check(write_list(f"http://{good}:{plain}"), "--json", target=closed_port())
         not_tls = await check(write_list(f"https://{good}:{plain}"), "--json", SSL_CERT_FILE="ca.pem")
 
-    assert found(done) == {
+    assert results(done) == {
         f"{USER}@127.0.0.1:{plain}": ("works", "127.0.0.3"),
         f"{USER}@127.0.0.1:{tls}": ("works", "127.0.0.3"),
         f"other@127.0.0.1:{tls}": ("wrong-credentials", None),
     }
-    assert found(not_trusted)[f"{USER}@127.0.0.1:{tls}"] == ("tls-failed", None)
-    assert found(unreachable) == {f"{USER}@127.0.0.1:{plain}": ("target-refused", None)}
-    assert found(not_tls) == {f"{USER}@127.0.0.1:{plain}": ("tls-failed", None)}
+    assert results(not_trusted)[f"{USER}@127.0.0.1:{tls}"] == ("tls-failed", None)
+    assert results(unreachable) == {f"{USER}@127.0.0.1:{plain}": ("target-refused", None)}
+    assert results(not_tls) == {f"{USER}@127.0.0.1:{plain}": ("tls-failed", None)}
 
 
 @requires("danted")
-async def test_dante(folder, echo_url) -> None:
+async def test_results_for_dante(folder, echo_url) -> None:
     with dante(folder, "none") as port, dante(folder, "username") as closed:
         path = write_list(
             f"socks5://127.0.0.1:{port}", f"socks5h://nobody-here:{PASSWORD}@127.0.0.1:{closed}"
@@ -120,20 +120,20 @@ async def test_dante(folder, echo_url) -> None:
         done = await check(path, "--echo-url", echo_url, "--json")
         unreachable = await check(write_list(f"socks5://127.0.0.1:{port}"), "--json", target=closed_port())
 
-    assert found(done) == {
+    assert results(done) == {
         f"127.0.0.1:{port}": ("works", "127.0.0.1"),
         f"nobody-here@127.0.0.1:{closed}": ("wrong-credentials", None),
     }
-    assert found(unreachable) == {f"127.0.0.1:{port}": ("target-refused", None)}
+    assert results(unreachable) == {f"127.0.0.1:{port}": ("target-refused", None)}
 
 
 @requires("microsocks")
-async def test_microsocks(folder, echo_url) -> None:
+async def test_results_for_microsocks(folder, echo_url) -> None:
     with microsocks() as port:
         path = write_list(*(f"127.0.0.1:{port}:{user}:{PASSWORD}" for user in (USER, "other")))
         done = await check(path, "--protocol", "socks5", "--echo-url", echo_url, "--json")
 
-    assert found(done) == {
+    assert results(done) == {
         f"{USER}@127.0.0.1:{port}": ("works", "127.0.0.5"),
         f"other@127.0.0.1:{port}": ("wrong-credentials", None),
     }
@@ -143,8 +143,8 @@ async def test_microsocks(folder, echo_url) -> None:
 
 
 @requires("tinyproxy")
-async def test_thousand_proxies_of_which_300_are_dead_in_six_ways(folder) -> None:
-    """Every one is classified correctly within 15 s, including the deadline of the silent ones."""
+async def test_results_for_700_working_and_300_dead_proxies(folder) -> None:
+    """The check takes at most 15 s, although each silent proxy takes its deadline of 6 s."""
     users = {f"user{number}": f"{PASSWORD}-{number}" for number in range(1_000)}
     async with AsyncExitStack() as stack:
         start = stack.enter_async_context
@@ -168,10 +168,10 @@ async def test_thousand_proxies_of_which_300_are_dead_in_six_ways(folder) -> Non
             expected[f"{user}@127.0.0.1:{port}"] = result
         random.Random(0).shuffle(lines)
         target = await start(serve(silent))
-        began = time.monotonic()
-        words = "--json --deadline 6s --write working.csv".split()
-        done = await check(write_list(*lines), *words, target=target)
-        elapsed = time.monotonic() - began
+        started_at = time.monotonic()
+        arguments = "--json --deadline 6s --write working.csv".split()
+        done = await check(write_list(*lines), *arguments, target=target)
+        elapsed = time.monotonic() - started_at
 
     assert {name: row["result"] for name, row in rows(done).items()} == expected
     assert Counter(expected.values())["works"] == 700
@@ -184,7 +184,7 @@ async def test_thousand_proxies_of_which_300_are_dead_in_six_ways(folder) -> Non
 # --- Output ---
 
 
-async def test_table_and_summary(folder) -> None:
+async def test_output_has_a_table_and_a_summary(folder) -> None:
     async with serve(http_proxy(GOOD)) as good, serve(reset) as bad, serve(silent) as target:
         path = write_list(f"127.0.0.1:{bad}", f"127.0.0.1:{good}:{USER}:{PASSWORD}", "gw:1:c-{account_id}:pw")
         done = await check(path, target=target)
@@ -222,13 +222,13 @@ async def test_exit_code_is_0_if_all_proxies_work(folder) -> None:
     assert "no protocol" not in done.stderr
 
 
-async def test_written_list_has_what_works_unchanged(folder) -> None:
-    """Also proxies without a protocol, templates, and passwords that look like something else."""
-    hard = f'{PASSWORD} "a,b:c@d%40'
-    async with serve(http_proxy([(USER, hard), (USER, PASSWORD)])) as port, serve(silent) as target:
+async def test_written_list_has_the_same_proxies_without_those_that_failed(folder) -> None:
+    """The list has a proxy without a protocol, a template, and a password with special characters."""
+    special = f'{PASSWORD} "a,b:c@d%40'
+    async with serve(http_proxy([(USER, special), (USER, PASSWORD)])) as port, serve(silent) as target:
         path = write_list(
             "host,port,protocol,username,password",
-            f'127.0.0.1,{port},,{USER},"{hard.replace(chr(34), chr(34) * 2)}"',
+            f'127.0.0.1,{port},,{USER},"{special.replace(chr(34), chr(34) * 2)}"',
             f"127.0.0.1,{closed_port()},http,,",
             f"localhost,{port},http,{USER},{PASSWORD}",
             "gw.example,7777,socks5,c-{account_id},pw",
@@ -241,8 +241,8 @@ async def test_written_list_has_what_works_unchanged(folder) -> None:
     assert "written: working.csv (3 proxies with their passwords)\n" in done.stderr
 
 
-async def test_written_list_keeps_the_tags_of_its_proxies(folder) -> None:
-    """The column of --pool-by was dropped, so the list that was written could not be used like the other."""
+async def test_written_list_keeps_the_columns_of_its_source(folder) -> None:
+    """--pool-by needs the column with the tags."""
     async with serve(http_proxy()) as port, serve(silent) as target:
         path = write_list(
             f"country;host;port;note\nus;127.0.0.1;{port};first\nde;127.0.0.1;{closed_port()};\nfr;localhost;{port};"
@@ -284,11 +284,11 @@ async def test_invalid_lines_are_reported_and_the_others_checked(folder) -> None
 
     assert done.returncode == 1
     assert "proxies.txt: line 2, port: port out of range" in done.stderr
-    assert found(done) == {f"127.0.0.1:{port}": ("works", None)}
+    assert results(done) == {f"127.0.0.1:{port}": ("works", None)}
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["nowhere.txt"], "nowhere.txt"),
         ([], "Missing argument 'LIST...'"),
@@ -296,27 +296,26 @@ async def test_invalid_lines_are_reported_and_the_others_checked(folder) -> None
     ],
     ids=["no such list", "no list", "not a URL"],
 )
-async def test_wrong_arguments_exit_with_2(folder, words, message) -> None:
-    done = await check(*words)
+async def test_wrong_arguments_exit_with_2(folder, arguments, message) -> None:
+    done = await check(*arguments)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-async def test_interruption_shows_what_was_checked(folder, number) -> None:
+async def test_interrupted_check_shows_the_results_so_far(folder, number) -> None:
     connected = asyncio.Event()
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected.set()
         await reader.read()
-        await reader.read()
 
     async with serve(wait) as port, serve(http_proxy()) as good, serve(silent) as target:
         path = write_list(f"127.0.0.1:{good}", f"127.0.0.1:{port}")
-        words = f"proxies check {path} --in-flight 1 --deadline 10m --write working.csv".split()
+        arguments = f"proxies check {path} --in-flight 1 --deadline 10m --write working.csv".split()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-W", "error", "-m", "postpress_async", *words),
+            *(sys.executable, "-W", "error", "-m", "postpress_async", *arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "POSTPRESS_BASE_URL": f"http://127.0.0.1:{target}"},

@@ -23,7 +23,7 @@ from postpress_async.sandbox._limits import TokenBucket
 from postpress_async.sandbox._server import Server
 from tests.support import DATA
 
-PAGE = DATA / "update-account-proxy.txt"
+API_REFERENCE = DATA / "update-account-proxy.txt"
 KEY = {"X-API-KEY": "pp_test_sandbox"}
 US = {"country": "US"}
 CUSTOM = {
@@ -39,26 +39,26 @@ P = ParamSpec("P")
 
 
 def reference_errors() -> list[tuple[str, int, str, str]]:
-    """Type, status, title and detail of every error, read from the text of the API reference."""
-    found, status, title = [], 0, ""
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
+    """The type, status, title and detail of each error in the text of the API reference."""
+    errors, status, title = [], 0, ""
+    for line in API_REFERENCE.read_text(encoding="utf-8").splitlines():
         if heading := re.match(r"(\d{3}) (\D+?)\d+ types$", line):
             status, title = int(heading[1]), heading[2]
         elif error := re.match(r"\W*(errors/\w+) - (.+)$", line):
-            found.append((error[1], status, title, error[2]))
-    return found
+            errors.append((error[1], status, title, error[2]))
+    return errors
 
 
 class SkippingSelector(selectors.DefaultSelector):
     """Advances a virtual clock instead of waiting for a timer."""
 
-    now = 0.0
+    now = 0.0  # seconds
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Check the sockets first. Time passes only if none of them is ready."""
         if timeout is None or timeout <= 0:
             return super().select(timeout)
-        ready = super().select(0.001)  # real time for the kernel to carry a byte over loopback
+        ready = super().select(0.001)  # the kernel needs some real time to deliver data over loopback
         if not ready:
             self.now += timeout
         return ready
@@ -72,7 +72,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self.skipping)
 
     def time(self) -> float:
-        """Seconds since the loop was made."""
+        """Virtual seconds since the loop was created."""
         return self.skipping.now
 
 
@@ -88,12 +88,12 @@ def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P,
 
 
 def now() -> float:
-    """The running loop's time."""
+    """The time of the running event loop."""
     return asyncio.get_running_loop().time()
 
 
 async def time_passes(seconds: float) -> None:
-    """Let virtual time pass; no test really waits."""
+    """Let virtual time pass, without really waiting."""
     assert isinstance(asyncio.get_running_loop(), VirtualLoop)
     await asyncio.sleep(seconds)
 
@@ -139,8 +139,8 @@ class Api(NamedTuple):
             data=body,
             headers={"Content-Type": "application/json", **headers},
             allow_redirects=False,
-        ) as answer:
-            return Reply(answer.status, await answer.read(), answer.headers)
+        ) as response:
+            return Reply(response.status, await response.read(), response.headers)
 
     async def patch(self, account_id: str = "acc_1", change: object = US, key: str | None = None) -> Reply:
         """Send the request of the API reference, with an Idempotency-Key unless *key* is None."""
@@ -160,7 +160,7 @@ async def running(**options: Any) -> AsyncIterator[Api]:
 
 @pytest.fixture(autouse=True)
 def _aiohttp_logs_nothing(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A handler that raises is visible only in aiohttp's log; the client just gets another 500."""
+    """An exception in the server is visible only in aiohttp's log, because the client just gets a 500."""
     yield
     assert [record for record in caplog.get_records("call") if record.name.startswith("aiohttp")] == []
 
@@ -169,7 +169,6 @@ def _aiohttp_logs_nothing(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 async def test_a_success_has_the_body_of_the_api_reference() -> None:
-    """It has two fields, object and account_id."""
     async with running() as api:
         reply = await api.patch("acc_01HXYZ4QK3WJ8FN3M6QH7TZ8GR", CUSTOM)
 
@@ -189,8 +188,8 @@ async def test_proxy_of_returns_the_body_last_applied() -> None:
         assert api.server.record.patched_accounts == {"acc_1": 2}
 
 
-async def test_every_managed_change_is_counted() -> None:
-    """Managed proxies may be billed, so the count must show a client that sends a change twice."""
+async def test_every_order_of_a_managed_proxy_is_counted() -> None:
+    """Managed proxies may be billed, so the count must reveal a client that sends an order twice."""
     async with running() as api:
         await api.patch("acc_1", US)
         await api.patch("acc_1", US)
@@ -253,7 +252,7 @@ async def test_the_key_may_be_a_bearer_token() -> None:
         pytest.param("PATCH", "/accounts/{id}", 400, "errors/unescaped_characters", id="bare braces"),
     ],
 )
-async def test_another_path_or_method_is_rejected(method: str, path: str, status: int, type_: str) -> None:
+async def test_wrong_path_or_method_is_rejected(method: str, path: str, status: int, type_: str) -> None:
     """A client that builds a wrong URL must get an error."""
     async with running() as api:
         reply = await api.send(method, path)
@@ -288,7 +287,7 @@ async def test_an_account_that_is_not_listed_does_not_exist() -> None:
 
 
 def custom(**fields: object) -> dict[str, object]:
-    """The body of a custom proxy with these fields changed, or omitted if they are `...`."""
+    """The body for a custom proxy, with changed fields. A field is omitted if its value is `...`."""
     proxy = CUSTOM["proxy"] | fields
     return {"proxy": {name: value for name, value in proxy.items() if value is not ...}}
 
@@ -296,7 +295,7 @@ def custom(**fields: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        pytest.param({}, "missing_parameters", id="nothing"),
+        pytest.param({}, "missing_parameters", id="an empty object"),
         pytest.param([], "malformed_request", id="an array"),
         pytest.param(None, "malformed_request", id="null"),
         pytest.param({"country": "US", "colour": 1}, "invalid_parameters", id="unknown field"),
@@ -361,7 +360,7 @@ async def test_a_body_that_breaks_a_rule_is_rejected(change: object, error: str)
     ],
 )
 async def test_a_valid_body_is_applied(change: object) -> None:
-    """The fake must not enforce rules that the API reference does not have."""
+    """The sandbox must not enforce rules that the API reference does not have."""
     async with running() as api:
         reply = await api.patch("acc_1", change)
 
@@ -373,7 +372,7 @@ async def test_a_valid_body_is_applied(change: object) -> None:
     "body",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(b"{", id="broken off"),
+        pytest.param(b"{", id="incomplete"),
         pytest.param(b"country=US", id="a form"),
         pytest.param(b'{"country": NaN}', id="NaN"),
         pytest.param(b'{"country": "\xff\xfe"}', id="not UTF-8"),
@@ -397,32 +396,31 @@ async def test_a_body_requires_the_content_type_of_json() -> None:
 
 
 async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
-    """A body without Content-Length."""
+    """Yield a body in chunks, so that the request has no Content-Length."""
     for start in range(0, len(body), 16 * 1024):
         yield body[start : start + 16 * 1024]
 
 
 @pytest.mark.parametrize("size", [64 * 1024 + 1, 2 * 1024 * 1024], ids=["a byte too many", "2 MiB"])
-@pytest.mark.parametrize("announced", [True, False], ids=["with Content-Length", "in chunks"])
-async def test_a_body_over_64_kib_is_too_large(size: int, announced: bool) -> None:
-    """64 KiB is the inclusive limit, with or without Content-Length."""
-    empty = json.dumps(custom(username="")).encode()
-    body = json.dumps(custom(username="u" * (size - len(empty)))).encode()
-    fits = json.dumps(custom(username="u" * (64 * 1024 - len(empty)))).encode()
+@pytest.mark.parametrize("as_body", [io.BytesIO, in_chunks], ids=["with Content-Length", "in chunks"])
+async def test_a_body_over_64_kib_is_too_large(size: int, as_body: Callable[[bytes], Any]) -> None:
+    """A body of exactly 64 KiB is accepted."""
+
+    def body_of(total: int) -> Any:
+        """A valid body of *total* bytes."""
+        padding = total - len(json.dumps(custom(username="")))
+        return as_body(json.dumps(custom(username="u" * padding)).encode())
+
     async with running() as api:
-        rejected = await api.send(
-            "PATCH", "/accounts/acc_1", body=io.BytesIO(body) if announced else in_chunks(body)
-        )
-        accepted = await api.send(
-            "PATCH", "/accounts/acc_2", body=io.BytesIO(fits) if announced else in_chunks(fits)
-        )
+        rejected = await api.send("PATCH", "/accounts/acc_1", body=body_of(size))
+        accepted = await api.send("PATCH", "/accounts/acc_2", body=body_of(64 * 1024))
 
         assert (rejected.status, rejected.type) == (400, "errors/content_too_large")
         assert accepted.status == 200
 
 
 async def test_every_error_has_its_own_instance() -> None:
-    """Users quote it to support. It is a counter, so that runs can be repeated exactly."""
+    """The instance identifies the error to support. It is a counter, so that runs can be repeated exactly."""
     async with running() as api:
         replies = [await api.patch("acc_1", {}) for _ in range(2)]
 
@@ -430,7 +428,7 @@ async def test_every_error_has_its_own_instance() -> None:
 
 
 async def test_the_quickstarts_envelope_can_be_selected() -> None:
-    """Its codes are the types without ``errors/``, except for a missing key."""
+    """The codes of this envelope are the types without ``errors/``, except for a missing key."""
     async with running(envelope="quickstart") as api:
         invalid = await api.patch("acc_1", {"country": "USA"})
         keyless = await api.send("PATCH", "/accounts/acc_1", headers={})
@@ -493,13 +491,13 @@ async def test_a_script_is_consumed_in_order_by_its_account() -> None:
         assert statuses == [200, 400, 502, 503, 200]
 
 
-@pytest.mark.parametrize("answer", ["dropped", "errors/brand_new", 503])
-def test_an_invalid_answer_leaves_the_script_unchanged(answer: str | int) -> None:
+@pytest.mark.parametrize("response", ["dropped", "errors/brand_new", 503])
+def test_an_invalid_response_leaves_the_script_unchanged(response: str | int) -> None:
     """A typing error in a script must not look like a response of the API."""
     faults = Faults()
 
     with pytest.raises(ValueError, match="type"):
-        faults.script("acc_1", "drop", answer)
+        faults.script("acc_1", "drop", response)
 
     assert handles_normally(faults.draw("acc_1", 1))
 
@@ -519,8 +517,8 @@ async def test_a_dropped_connection_hides_whether_the_change_was_applied(word: s
 
 
 @in_virtual_time
-async def test_a_hanging_request_is_never_answered() -> None:
-    """It gets no response within an hour, and its handler ends when the client disconnects."""
+async def test_a_hanging_request_ends_only_when_the_client_disconnects() -> None:
+    """The client gets no response within an hour."""
     faults = Faults()
     faults.script("acc_1", "hang")
     async with running(faults=faults) as api:
@@ -573,7 +571,7 @@ async def test_a_response_may_be_cut_off() -> None:
 async def test_cutting_off_the_response_of_a_disconnected_client_logs_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is not an error of the server, so a user's test must not show a traceback."""
+    """A disconnection is not an error of the server, so a user's test must not show a traceback."""
     faults = Faults()
     faults.script("acc_1", Fault(status=200, body=b'{"object": 1}', cut=True, latency=60.0))
     async with running(faults=faults) as api:
@@ -588,27 +586,27 @@ async def test_cutting_off_the_response_of_a_disconnected_client_logs_nothing(
 
 @in_virtual_time
 async def test_the_latencies_of_server_and_fault_are_added() -> None:
-    """A gateway has only the fault's latency, and a rejection has none."""
+    """A simulated gateway has only the fault's latency. A rejection has no latency."""
     faults = Faults()
     faults.script("acc_1", Fault(latency=2.0), Fault(type="errors/proxy_error", latency=3.0))
     faults.script("acc_1", Fault(type="errors/request_timeout", latency=4.0, executes=True))
     faults.script("acc_1", Fault(status=502, latency=5.0))
     async with running(faults=faults, latency=0.5) as api:
-        took = []
+        latencies = []
         for change in (US, US, {}, US, US, US):
-            began = now()
+            sent_at = now()
             await api.patch("acc_1", change)
-            took.append(now() - began)
+            latencies.append(now() - sent_at)
 
-        assert took == pytest.approx([2.5, 3.5, 0.0, 4.5, 5.0, 0.5], abs=0.05)
+        assert latencies == pytest.approx([2.5, 3.5, 0.0, 4.5, 5.0, 0.5], abs=0.05)
 
 
 # Idempotency-Key
 
 
 @pytest.mark.parametrize("script", [200, "errors/provider_error"], ids=["a success", "an error"])
-async def test_a_replay_gets_the_same_response_and_executes_nothing(script: str | int) -> None:
-    """Even `instance` is the same. Errors of an execution are stored as well."""
+async def test_a_repeated_key_gets_the_same_response_and_executes_nothing(script: str | int) -> None:
+    """Even `instance` is the same. Errors of an execution are also stored."""
     faults = Faults()
     faults.script("acc_1", script)
     async with running(faults=faults) as api:
@@ -640,7 +638,7 @@ async def test_a_key_cannot_be_reused_for_another_body() -> None:
 
 
 async def test_storing_errors_can_be_turned_off() -> None:
-    """The quickstart leaves it open, so clients are tested with both."""
+    """The quickstart does not say whether errors are stored, so clients are tested with both."""
     faults = Faults()
     faults.script("acc_1", "errors/provider_error")
     async with running(faults=faults, stores_errors=False) as api:
@@ -664,7 +662,7 @@ async def test_a_rejection_before_the_execution_is_not_stored(type_: str) -> Non
 
 
 async def test_a_lost_response_is_replayed_for_its_key() -> None:
-    """This is the header's purpose: the change is not applied twice."""
+    """The purpose of the header is that the change is not applied twice."""
     faults = Faults()
     faults.script("acc_1", "lost")
     async with running(faults=faults) as api:
@@ -677,7 +675,7 @@ async def test_a_lost_response_is_replayed_for_its_key() -> None:
 
 
 @in_virtual_time
-async def test_a_replay_waits_for_the_execution_under_way() -> None:
+async def test_a_repeated_key_waits_for_the_execution_in_progress() -> None:
     """A client that times out and retries must not cause a second, concurrent execution."""
     async with running(latency=10.0) as api:
         with pytest.raises(TimeoutError):
@@ -709,7 +707,7 @@ async def test_the_oldest_stored_response_is_dropped_first() -> None:
 
 
 def test_a_token_bucket_refills_at_its_rate_up_to_the_burst() -> None:
-    """After an idle hour it holds no more tokens than the burst."""
+    """After an idle hour, the bucket holds no more tokens than the burst."""
     time = 0.0
     bucket = TokenBucket(rate=2.0, burst=3, clock=lambda: time)
 
@@ -731,7 +729,7 @@ def test_a_token_bucket_refills_at_its_rate_up_to_the_burst() -> None:
     ],
 )
 def test_a_token_bucket_that_never_fills_is_rejected(rate: float, burst: int, message: str) -> None:
-    """It would answer every request with a 429."""
+    """Every request would get a 429."""
     with pytest.raises(ValueError, match=message):
         TokenBucket(rate, burst, float)
 
@@ -773,25 +771,25 @@ async def test_requests_with_an_invalid_key_do_not_count_against_the_rate_limit(
 
 @in_virtual_time
 async def test_above_capacity_and_queue_the_response_is_503_at_once() -> None:
-    """Of ten requests two execute, three wait and five are rejected, and a second time too."""
+    """Of ten requests, two are executed, three wait, and five are rejected. Ten more requests repeat this."""
     async with running(capacity=2, queue=3, latency=1.0) as api:
-        ended = []
+        responses = []  # the time and the status
 
-        async def timed(number: int) -> None:
+        async def send(number: int) -> None:
             reply = await api.patch(f"acc_{number}", key="k")
-            ended.append((round(now()), reply.status))
+            responses.append((round(now()), reply.status))
 
-        await asyncio.gather(*map(timed, range(10)))
-        assert Counter(ended) == {(0, 503): 5, (1, 200): 2, (2, 200): 2, (3, 200): 1}
-        await asyncio.gather(*map(timed, range(10, 20)))
+        await asyncio.gather(*map(send, range(10)))
+        assert Counter(responses) == {(0, 503): 5, (1, 200): 2, (2, 200): 2, (3, 200): 1}
+        await asyncio.gather(*map(send, range(10, 20)))
 
-        assert Counter(ended[10:]) == {(3, 503): 5, (4, 200): 2, (5, 200): 2, (6, 200): 1}
+        assert Counter(responses[10:]) == {(3, 503): 5, (4, 200): 2, (5, 200): 2, (6, 200): 1}
         assert api.server.record.by_type == {"errors/service_unavailable": 10}
 
 
 @in_virtual_time
 async def test_most_in_flight_includes_queued_requests() -> None:
-    """Tests compare it with the client's concurrency limit."""
+    """Tests compare this number with the client's concurrency limit."""
     async with running(capacity=2, queue=8, latency=1.0) as api:
         await asyncio.gather(*(api.patch(f"acc_{number}") for number in range(7)))
         await api.patch("acc_7")
@@ -824,7 +822,7 @@ async def test_a_dead_proxy_gets_a_502_and_is_not_applied(dead: Any) -> None:
 
 
 async def outcomes(profile: Any, seed: int, order: list[str]) -> dict[str, list[object]]:
-    """The status or exception of each account's requests, sent in this order."""
+    """Send a request for each account id in *order*. Return the statuses or exceptions of each account."""
     results: dict[str, list[object]] = {}
     async with running(faults=Faults(profile, seed), clock=lambda: 0.0) as api:
         for account_id in order:
@@ -853,18 +851,17 @@ async def test_a_seed_gives_the_same_faults_in_any_order(profile: str) -> None:
 def test_a_seed_gives_the_same_faults_on_every_machine() -> None:
     """Python's hash is different in each process and must not be used."""
     faults = Faults("hostile", seed=1)
-    faulty = [n for n in range(1, 41) if not handles_normally(faults.draw("acc_1", n))]
+    requests_with_fault = [nth for nth in range(1, 41) if not handles_normally(faults.draw("acc_1", nth))]
 
-    assert faulty == [2, 5, 13, 31, 35, 36, 37]
+    assert requests_with_fault == [2, 5, 13, 31, 35, 36, 37]
 
 
 def test_flaky_has_the_documented_shares_of_faults() -> None:
     """Half of the timeouts and half of the dropped connections are executed."""
     faults = Faults("flaky", seed=5)
     drawn = [faults.draw(f"acc_{number}", nth) for number in range(20_000) for nth in (1, 2, 3)]
-    share = {
-        key: count / len(drawn) for key, count in Counter((f.type, f.ends, f.executes) for f in drawn).items()
-    }
+    counts = Counter((fault.type, fault.ends, fault.executes) for fault in drawn)
+    share = {kind: count / len(drawn) for kind, count in counts.items()}
 
     assert share["errors/resource_not_found", "answered", False] == pytest.approx(0.01, rel=0.2)
     assert share["errors/provider_error", "answered", False] == pytest.approx(0.02, rel=0.1)
@@ -887,13 +884,12 @@ def test_an_account_that_is_missing_in_flaky_stays_missing() -> None:
     }
 
 
-def test_steady_has_no_faults() -> None:
-    """It is the default profile."""
+def test_the_default_profile_has_no_faults() -> None:
     assert all(handles_normally(Faults().draw("acc_1", nth)) for nth in range(1, 1000))
 
 
 def test_overloaded_rejects_more_requests_under_more_load() -> None:
-    """A client can find out that slowing down helps."""
+    """A client that slows down gets fewer errors."""
     faults = Faults("overloaded", seed=5)
 
     def types(executing: int) -> Counter[str | None]:
@@ -918,42 +914,42 @@ async def test_the_load_is_the_number_of_executing_requests() -> None:
 
 
 @in_virtual_time
-async def test_the_outage_profile_has_one_outage_with_begin_and_end() -> None:
-    """Its time counts from the first request and not from the server's start."""
+async def test_the_outage_profile_has_one_outage_with_a_start_and_an_end() -> None:
+    """The outage is relative to the first request, not to the start of the server."""
     async with running(faults=Faults("outage", seed=5)) as api:
         await time_passes(1000)
-        bad, seen = [], Counter[object]()
+        failed_at, results = [], Counter[object]()
         while now() < 1040:
             try:
                 result: object = (await api.patch()).status
             except aiohttp.ClientConnectionError as error:
                 result = type(error)
             if result != 200:
-                bad.append(now() - 1000)
-                seen[result] += 1
+                failed_at.append(now() - 1000)
+                results[result] += 1
             await time_passes(0.1)
 
-        assert 1 < bad[0] < 3.2
-        assert 11 < bad[-1] < 23
-        assert len(bad) == pytest.approx((bad[-1] - bad[0]) / 0.1, rel=0.05)
-        assert seen[503] > len(bad) / 2
-        assert api.server.record.unanswered == len(bad) - seen[503] > 0
+        assert 1 < failed_at[0] < 3.2
+        assert 11 < failed_at[-1] < 23
+        assert len(failed_at) == pytest.approx((failed_at[-1] - failed_at[0]) / 0.1, rel=0.05)
+        assert results[503] > len(failed_at) / 2
+        assert api.server.record.unanswered == len(failed_at) - results[503] > 0
 
 
 def test_hostile_sends_every_kind_of_malformed_response() -> None:
-    """A fifth of the responses are bad, and the others are normal."""
+    """A fifth of the requests have a fault, and the others are handled normally."""
     faults = Faults("hostile", seed=5)
     drawn = [faults.draw("acc_1", nth) for nth in range(1, 2001)]
-    bad = [fault for fault in drawn if not handles_normally(fault)]
+    faulty = [fault for fault in drawn if not handles_normally(fault)]
 
-    assert len(bad) / len(drawn) == pytest.approx(0.2, rel=0.15)
-    assert {fault.status for fault in bad} == {None, 200, 307, 422, 502}
-    assert {fault.ends for fault in bad} == {"answered", "dropped"}
-    assert any(fault.cut for fault in bad)
-    assert any(fault.body.endswith(b"NaN}") for fault in bad)
-    assert any(b"acc_somebody_else" in fault.body for fault in bad)
-    assert any(len(fault.body) > 256 * 1024 for fault in bad)
-    assert any(fault.status == 200 and not fault.body for fault in bad)
+    assert len(faulty) / len(drawn) == pytest.approx(0.2, rel=0.15)
+    assert {fault.status for fault in faulty} == {None, 200, 307, 422, 502}
+    assert {fault.ends for fault in faulty} == {"answered", "dropped"}
+    assert any(fault.cut for fault in faulty)
+    assert any(fault.body.endswith(b"NaN}") for fault in faulty)
+    assert any(b"acc_somebody_else" in fault.body for fault in faulty)
+    assert any(len(fault.body) > 256 * 1024 for fault in faulty)
+    assert any(fault.status == 200 and not fault.body for fault in faulty)
 
 
 def test_an_unknown_profile_is_rejected() -> None:
@@ -966,7 +962,7 @@ def test_an_unknown_profile_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "content_type", "takes"),
+    ("kind", "status", "content_type", "latency"),
     [
         pytest.param("503", 503, "application/json", 0.0, id="503"),
         pytest.param("503-html", 503, "text/html", 0.0, id="503 in HTML"),
@@ -974,18 +970,19 @@ def test_an_unknown_profile_is_rejected() -> None:
     ],
 )
 @in_virtual_time
-async def test_an_outage_answers_all_requests_until_recover(
-    kind: Any, status: int, content_type: str, takes: float
+async def test_an_outage_rejects_all_requests_until_recover(
+    kind: Any, status: int, content_type: str, latency: float
 ) -> None:
-    """The key is not even checked, and nothing is applied."""
+    """The API key is not even checked, and nothing is applied."""
     async with running() as api:
         await api.server.outage(kind)
-        reply, took = await api.send("PATCH", "/accounts/acc_1", headers={}), now()
+        reply = await api.send("PATCH", "/accounts/acc_1", headers={})
+        elapsed = now()
         await api.server.recover()
         after = await api.patch()
 
         assert (reply.status, reply.headers["Content-Type"]) == (status, content_type)
-        assert took == pytest.approx(takes, abs=0.05)
+        assert elapsed == pytest.approx(latency, abs=0.05)
         assert after.status == 200
         assert api.server.record.patched_accounts == {"acc_1": 1}
 
@@ -1023,7 +1020,7 @@ async def test_refused_closes_a_connection_that_is_being_accepted(iterations: in
         for _ in range(iterations):
             await asyncio.sleep(0)
         await api.server.outage("refused")
-        with suppress(ConnectionError):  # the kernel may refuse it, reset it, or close it after a success
+        with suppress(ConnectionError):  # the kernel may also refuse or reset the connection
             reader, writer = await connecting
             try:
                 assert await reader.read() == b""
@@ -1036,7 +1033,7 @@ async def test_refused_closes_a_connection_that_is_being_accepted(iterations: in
 
 @in_virtual_time
 async def test_a_request_to_a_silent_server_is_never_answered() -> None:
-    """It stays open even after recover, while later requests are answered."""
+    """The request stays open even after recover, although later requests get responses."""
     async with running() as api:
         await api.server.outage("silent")
         silenced = asyncio.create_task(api.patch("acc_1"))
@@ -1052,17 +1049,17 @@ async def test_a_request_to_a_silent_server_is_never_answered() -> None:
 
 @in_virtual_time
 async def test_a_slow_server_takes_a_multiple_of_its_latency() -> None:
-    """The outage replaces an earlier one of another kind."""
+    """This outage also replaces an earlier outage of another kind."""
     async with running(latency=1.0) as api:
         await api.server.outage("refused")
         await api.server.outage("slow", factor=7.0)
         await api.patch()
-        slow = now()
+        slow_latency = now()
         await api.server.recover()
         await api.patch()
 
-        assert slow == pytest.approx(7.0, abs=0.05)
-        assert now() - slow == pytest.approx(1.0, abs=0.05)
+        assert slow_latency == pytest.approx(7.0, abs=0.05)
+        assert now() - slow_latency == pytest.approx(1.0, abs=0.05)
 
 
 # Life cycle
@@ -1112,8 +1109,10 @@ async def test_a_compressed_body_is_malformed() -> None:
         assert (reply.status, reply.type) == (400, "errors/malformed_request")
 
 
-async def test_an_error_in_the_predicate_gives_a_500_to_all_replays(caplog: pytest.LogCaptureFixture) -> None:
-    """A mistake in a test's predicate appears in the log, and no request hangs."""
+async def test_exception_in_the_predicate_gives_a_500_to_all_requests_with_the_key(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A mistake in a user's predicate appears in the log, and no request hangs."""
     async with running(dead_proxies=lambda proxy: proxy["no such field"]) as api:
         replies = await asyncio.gather(*(api.patch("acc_1", CUSTOM, key="k") for _ in range(3)))
 
@@ -1127,7 +1126,7 @@ async def test_closing_ends_all_requests_at_once() -> None:
     """Hanging, executing and queued requests end, no task is left, and a second close has no effect."""
     faults = Faults()
     faults.script("acc_1", "hang")
-    before = asyncio.all_tasks()
+    tasks_before = asyncio.all_tasks()
     async with aiohttp.ClientSession() as client:
         server = Server(faults=faults, latency=1000.0, capacity=1, queue=1)
         await server.start()
@@ -1137,20 +1136,20 @@ async def test_closing_ends_all_requests_at_once() -> None:
         assert server.record.in_flight == 3
         await server.aclose()
         await server.aclose()
-        ended = await asyncio.gather(*requests, return_exceptions=True)
+        results = await asyncio.gather(*requests, return_exceptions=True)
 
-        assert [isinstance(end, aiohttp.ClientConnectionError) for end in ended] == [True] * 3
+        assert [isinstance(result, aiohttp.ClientConnectionError) for result in results] == [True] * 3
         assert now() < 2
         assert server.record.in_flight == 0
         assert server.record.patched_accounts == {}
         with pytest.raises(aiohttp.ClientConnectorError):
             await api.patch()
     await time_passes(1)
-    assert asyncio.all_tasks() == before
+    assert asyncio.all_tasks() == tasks_before
 
 
 async def test_a_server_can_be_started_only_once() -> None:
-    """A second start would leave the first socket open. Before the first start there is no URL."""
+    """A second start would leave the first socket open. Before the first start, there is no URL."""
     server = Server()
     with pytest.raises(RuntimeError, match="not started"):
         server.url  # noqa: B018 - reading it raises
@@ -1160,7 +1159,7 @@ async def test_a_server_can_be_started_only_once() -> None:
 
 
 async def test_the_server_listens_on_the_given_port() -> None:
-    """It raises OSError while another server uses the port."""
+    """While another server uses the port, `start` raises OSError."""
     async with running() as other:
         port = URL(other.server.url).port
         assert port is not None
@@ -1177,7 +1176,7 @@ async def test_the_server_listens_on_the_given_port() -> None:
 async def test_an_idle_connection_is_closed_after_keep_alive() -> None:
     """The default is an hour. Clients are also tested with servers that close connections early."""
     async with running() as default, running(keep_alive=5.0) as short:
-        for api, connections in ((default, 1), (short, 2)):
+        for api, expected_connections in ((default, 1), (short, 2)):
             opened: list[object] = []
             trace = aiohttp.TraceConfig()
             trace.on_connection_create_end.append(functools.partial(_append, opened))
@@ -1186,7 +1185,7 @@ async def test_an_idle_connection_is_closed_after_keep_alive() -> None:
                 for _ in range(2):
                     await Api(api.server, client).patch()
                     await time_passes(1800)
-            assert len(opened) == connections
+            assert len(opened) == expected_connections
 
 
 async def _append(opened: list[object], *event: object) -> None:
@@ -1194,7 +1193,7 @@ async def _append(opened: list[object], *event: object) -> None:
 
 
 async def test_the_totals_of_the_record_contain_no_secret() -> None:
-    """They are printed and appear in reports."""
+    """The totals are printed and appear in reports."""
     faults = Faults()
     faults.script("acc_2", "errors/proxy_error", "drop")
     async with running(faults=faults) as api:

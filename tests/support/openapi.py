@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from postpress_async.sandbox._answers import Envelope
 from postpress_async.sandbox._catalogue import TYPES, UNLISTED
+from postpress_async.sandbox._responses import Envelope
 
 
 def document(envelope: Envelope = "page") -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The server's responses: success, errors in their envelope, and the raw responses of faults."""
 
+import http.client
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from http.client import responses
 from typing import Final, Literal, NamedTuple
 
 from aiohttp import web
@@ -17,7 +17,7 @@ Envelope = Literal["page", "quickstart"]
 _JSON: Final = {"Content-Type": "application/json"}
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A response to send. *type* is its error type; with *cut*, only the first half of the body is sent."""
 
     status: int
@@ -27,14 +27,14 @@ class Answer(NamedTuple):
     cut: bool = False
 
 
-def success(account_id: str) -> Answer:
+def success(account_id: str) -> Response:
     # No character of an account id needs escaping in JSON.
-    return Answer(200, b'{"object": "AccountPatched", "account_id": "%b"}' % account_id.encode())
+    return Response(200, b'{"object": "AccountPatched", "account_id": "%b"}' % account_id.encode())
 
 
 @define(eq=False)
 class Errors:
-    """Creates error responses. Their ``instance`` counts up from ``req_000000000001``."""
+    """Creates error responses, whose ``instance`` counts up from ``req_000000000001``."""
 
     _envelope: Envelope
     _count: int = 0
@@ -47,11 +47,11 @@ class Errors:
         status: int | None = None,
         headers: Mapping[str, str] | None = None,
         cut: bool = False,
-    ) -> Answer:
-        """Create an error in its envelope, which keeps the status of a known type, whatever *status* is."""
+    ) -> Response:
+        """Create an error response with this HTTP status. The envelope keeps the status of a known type."""
         self._count += 1
         instance = f"req_{self._count:012d}"
-        unknown = ErrorEntry(status or 500, responses.get(status or 500, "Error"), "")
+        unknown = ErrorEntry(status or 500, http.client.responses.get(status or 500, "Error"), "")
         entry = TYPES.get(type_) or UNLISTED.get(type_) or unknown
         detail = entry.detail if detail is None else detail
         content: dict[str, object] = {"title": entry.title, "detail": detail, "instance": instance}
@@ -60,30 +60,30 @@ class Errors:
             code = "key_missing" if type_ == "errors/missing_credentials" else type_.removeprefix("errors/")
             content = {"error": {"code": code, "message": detail, "request_id": instance}}
         all_headers = _JSON if headers is None else {**_JSON, **headers}
-        return Answer(status or entry.status, json.dumps(content).encode(), type_, all_headers, cut)
+        return Response(status or entry.status, json.dumps(content).encode(), type_, all_headers, cut)
 
-    def from_fault(self, fault: Fault) -> Answer:
+    def from_fault(self, fault: Fault) -> Response:
         headers = dict(fault.headers)
         if fault.retry_after is not None:
             headers["Retry-After"] = str(fault.retry_after)
         if fault.type is not None:
             return self.make(fault.type, status=fault.status, headers=headers, cut=fault.cut)
-        return Answer(fault.status or 200, fault.body, None, {**_JSON, **headers}, fault.cut)
+        return Response(fault.status or 200, fault.body, None, {**_JSON, **headers}, fault.cut)
 
 
-async def write(request: web.BaseRequest, answer: Answer | None) -> web.StreamResponse:
-    """Send the answer; None closes the connection without a response."""
-    if answer is None:
+async def as_aiohttp(request: web.BaseRequest, response: Response | None) -> web.StreamResponse:
+    """Convert a response for aiohttp, which sends it. None closes the connection without a response."""
+    if response is None:
         if request.transport is not None:
             request.transport.abort()
         return web.Response()  # aiohttp requires a response, although it can no longer send it
-    if not answer.cut:
-        return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
-    response = web.StreamResponse(status=answer.status, headers=answer.headers)
-    response.content_length = len(answer.body)
+    if not response.cut:
+        return web.Response(status=response.status, body=response.body, headers=response.headers)
+    stream = web.StreamResponse(status=response.status, headers=response.headers)
+    stream.content_length = len(response.body)
     with suppress(ConnectionError):  # the client has disconnected
-        await response.prepare(request)
-        await response.write(answer.body[: len(answer.body) // 2])
+        await stream.prepare(request)
+        await stream.write(response.body[: len(response.body) // 2])
     if request.transport is not None:
         request.transport.close()
-    return response
+    return stream
