@@ -253,7 +253,7 @@ async def test_export_warns_of_unrecorded_accounts_until_the_run_is_resumed(path
 
     assert count
     fact = f"up to {count:,} more accounts may have been sent by a run that was killed"
-    assert done.stderr == f"{fact}. Resume the run to list them\n"
+    assert before.stderr == f"{fact}. Resume the run to list them\n"
     assert after.stderr == ""
 
 
