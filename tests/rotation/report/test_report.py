@@ -112,7 +112,7 @@ def test_errors_without_a_type_of_the_api_are_explained(path) -> None:
     rows = re.findall(r'<td class="text">([^<]+)</td><td>\w*</td><td>([^<]*)</td>', text)
 
     connection_lost = (
-        "The connection was lost before the response was complete. applied is no if nothing was sent."
+        "The connection was lost before the response was complete. applied is NO if nothing was sent."
     )
     assert dict(rows) == {
         "ConnectionLostError": connection_lost,
