@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from postpress_async import CustomProxy, ManagedProxy, Pace, ProxyPool, events
-from postpress_async.cluster import _coordinator, _worker
+from postpress_async.cluster import _cluster_watch, _coordinator, _worker
+from postpress_async.cluster._messages import NewKeyNeeded, RemoteCall, Shard
 from postpress_async.errors import (
     ApiError,
     Applied,
@@ -105,8 +106,8 @@ def test_worker_has_few_calls_until_it_is_known_how_they_end() -> None:
     rotation, _ = rotate(lambda: _with(FakeDask("w1"), refuse), accounts(1_000), pace=Pace(in_flight=500))
 
     assert rotation.summary.key_refused
-    assert most_in_flight == _coordinator.FIRST_WINDOW
-    assert rotation.summary.attempts <= 2 * _coordinator.FIRST_WINDOW
+    assert most_in_flight == _coordinator.TRIAL_WINDOW
+    assert rotation.summary.attempts <= 2 * _coordinator.TRIAL_WINDOW
     assert rotation.summary.total == 1_000
 
 
@@ -149,7 +150,7 @@ def test_fast_worker_gets_a_window_for_a_quarter_of_a_second() -> None:
         rotate(lambda answer=answer: _with(FakeDask("w1"), answer), accounts(3_000))  # type: ignore[misc]
         sizes[seconds] = most
 
-    assert sizes[1.0] <= 2 * 20 + _coordinator.FIRST_WINDOW
+    assert sizes[1.0] <= 2 * 20 + _coordinator.TRIAL_WINDOW
     assert sizes[0.005] > 200
 
 
@@ -176,10 +177,10 @@ def test_events_contain_nothing_of_a_row() -> None:
 
 def test_repr_of_a_shard_shows_nothing_of_a_row() -> None:
     """Dask logs it if the task fails."""
-    shard = _worker.Shard.of("token", "process", [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)])
+    shard = Shard.of("token", "process", [RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)])
 
     assert repr(shard) == "Shard(token='token', process='process', key='token-1')"
-    assert shard.calls() == [_worker.RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)]
+    assert shard.calls() == [RemoteCall(1, "acc_1", OWN, 0, "key", 0, False)]
 
 
 def test_retries_of_workers_reach_the_observer() -> None:
@@ -191,7 +192,7 @@ def test_retries_of_workers_reach_the_observer() -> None:
         [plugin] = worker.plugins.values()
         error = api_error("errors/unexpected_error", 500)
         hooks.on_attempt_failed(error)
-        plugin._observe(events.RetryScheduled(account_id, 1, 2.5, error))
+        plugin._on_session_event(events.RetryScheduled(account_id, 1, 2.5, error))
         hooks.on_backoff(True)
         await asyncio.sleep(2.5)
         hooks.on_backoff(False)
@@ -286,7 +287,9 @@ def test_key_that_a_killed_worker_had_renewed_is_stored_before_the_next_uses_it(
         dask = _with(FakeDask("w1"), renew)
         monkeypatch.setattr(RowKeys, "of", keys_of)
         async with rotation_of(dask, accounts(1)) as rotation:
-            await wait_until(lambda: any(b"generation" in event["reports"] for event in dask.events))
+            await wait_until(
+                lambda: any(NewKeyNeeded.__name__.encode() in event["reports"] for event in dask.events)
+            )
             await asyncio.sleep(0)
             dask.join("w2")
             dask.kill("w1")
@@ -326,7 +329,7 @@ def test_frozen_worker_is_lost_and_what_it_reports_later_is_ignored() -> None:
             await wait_until(lambda: rotation.summary.patched >= 300)
             dask.workers["w1"].is_frozen = True
             frozen = dask.sent["w1"]
-            await asyncio.sleep(_coordinator.SILENT + 1)
+            await asyncio.sleep(_cluster_watch.HEARTBEAT_TIMEOUT + 1)
             assert dask.sent["w1"] == frozen
             dask.workers["w1"].thaw()
             await rotation.run()
@@ -463,7 +466,7 @@ def test_account_that_no_other_worker_gets_before_the_stop_is_unknown() -> None:
         async with rotation_of(dask, accounts(1)) as rotation:
             await wait_until(lambda: dask.sent["w1"])
             dask.kill("w1")
-            await asyncio.sleep(2 * _coordinator.LOOK_EVERY)
+            await asyncio.sleep(2 * _cluster_watch.POLL_INTERVAL)
             rotation.stop()
             return [outcome async for outcome in rotation]
 
@@ -483,7 +486,7 @@ def test_account_that_the_next_worker_has_not_sent_at_the_stop_is_unknown() -> N
         async with rotation_of(dask, accounts(2), pace=Pace(in_flight=1)) as rotation:
             await wait_until(lambda: dask.sent["w1"])
             dask.kill("w1")
-            await asyncio.sleep(2 * _coordinator.LOOK_EVERY)
+            await asyncio.sleep(2 * _cluster_watch.POLL_INTERVAL)
             dask.join("w2")
             await wait_until(lambda: dask.sent["w2"])
             rotation.stop()
@@ -783,7 +786,7 @@ def test_pause_that_a_lost_worker_finds_does_not_reach_the_others() -> None:
             await wait_until(lambda: rotation.summary.patched >= 300)
             frozen = dask.workers["w1"]
             frozen.is_frozen = frozen.pacer.paused = True
-            await asyncio.sleep(_coordinator.SILENT + 1)
+            await asyncio.sleep(_cluster_watch.HEARTBEAT_TIMEOUT + 1)
             frozen.thaw()
             await rotation.run()
         return dask
@@ -919,7 +922,7 @@ def test_rotation_left_at_once_cancels_what_workers_have() -> None:
     dask, rotation = run(main())
 
     in_doubt = sum(dask.sent.values()) - rotation.summary.patched
-    assert 0 < in_doubt <= rotation.summary.states[State.UNKNOWN] <= 20 + _coordinator.FIRST_WINDOW
+    assert 0 < in_doubt <= rotation.summary.states[State.UNKNOWN] <= 20 + _coordinator.TRIAL_WINDOW
 
 
 async def test_journal_that_cannot_be_written_ends_the_rotation(
@@ -948,7 +951,7 @@ async def test_rows_are_on_disk_before_their_shard_is_sent(
 
     monkeypatch.setattr(RowHashes, "on_disk", write_late)
     async with rotation_of(dask, iter(accounts(50).items()), journal=tmp_path / "j") as rotation:
-        await asyncio.sleep(5 * _coordinator.GATHER)
+        await asyncio.sleep(5 * _coordinator.GATHER_INTERVAL)
         before = dask.sizes.copy()
         may_write.set()
         await rotation.run()

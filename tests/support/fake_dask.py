@@ -18,6 +18,7 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
 from postpress_async.cluster import _worker
 from postpress_async.cluster._coordinator import Coordinator
+from postpress_async.cluster._messages import TOPIC
 from postpress_async.errors import DeadlineError
 from postpress_async.models import AccountPatched, Attempt, ProxyChange
 from postpress_async.rotation import Rotation
@@ -69,7 +70,7 @@ class FakeWorker:
     def handle_stimulus(self, _: object) -> None: ...
 
     def log_event(self, topic: str, event: dict[str, Any]) -> None:
-        assert topic == _worker.TOPIC
+        assert topic == TOPIC
         self.dask.events.append(event)
         if self.is_frozen:
             self._events.append(event)
@@ -79,7 +80,7 @@ class FakeWorker:
     def thaw(self) -> None:
         self.is_frozen = False
         for event in self._events:
-            self.log_event(_worker.TOPIC, event)
+            self.log_event(TOPIC, event)
         self._events.clear()
 
     def install(self, pickled: bytes) -> None:
