@@ -14,10 +14,8 @@ from postpress_async.cluster._coordinator import Coordinator
 from postpress_async.rotation import Halt, Rotation, State
 from postpress_async.rotation._rows import rows_of
 from tests.support.bad_proxies import CREDENTIALS, DEAD, Api, Memory, pool_of
-from tests.support.fake_dask import FakeDask, FakeWorker, fake_dask
+from tests.support.fake_dask import FakeDask, FakeWorker
 from tests.support.virtual_loop import run
-
-__all__ = ["fake_dask"]
 
 pytestmark = pytest.mark.usefixtures("fake_dask")
 
