@@ -84,7 +84,7 @@ class TwoPartsError(Exception):
 
 def test_error_of_the_retry_strategy_that_cannot_be_unpickled_ends_the_rotation() -> None:
     async def fail(worker: FakeWorker, *_: object) -> None:
-        if worker.dask.sent["w1"] < 20:
+        if worker.dask.sent["w1"] < 20:  # an upper bound, so that the test ends if it fails
             raise TwoPartsError("bad", "strategy")
 
     with pytest.raises(RuntimeError, match="TwoPartsError: bad strategy"):
@@ -93,7 +93,7 @@ def test_error_of_the_retry_strategy_that_cannot_be_unpickled_ends_the_rotation(
 
 def test_account_whose_result_cannot_be_read_is_sent_once_by_each_worker() -> None:
     async def fail(worker: FakeWorker, *_: object) -> None:
-        if sum(worker.dask.sent.values()) < 20:
+        if worker.dask.sent.total() < 20:  # an upper bound, so that the test ends if it fails
             raise ZeroDivisionError
 
     dask = FakeDask("w1", "w2", script=fail)
@@ -119,13 +119,12 @@ def test_task_that_cannot_be_submitted_ends_the_rotation() -> None:
 
 
 def test_shards_of_a_worker_without_the_plugin_go_to_the_others() -> None:
-
     async def main() -> FakeDask:
         dask = FakeDask("w1", "w2")
         async with rotation_of(dask, accounts(200)) as rotation:
             dask.workers["w1"].remove_plugin()
             await rotation.run()
-            dask.workers["w1"].restore_plugin()
+            dask.workers["w1"].restore_plugin()  # because the end of the rotation closes it
         assert rotation.summary.patched == 200
         return dask
 

@@ -91,7 +91,10 @@ def test_rate_is_shared_evenly_and_the_sum_of_the_shares_never_exceeds_it() -> N
         seen: list[dict[str, float]] = []
 
         def shares() -> dict[str, float]:
-            return {name: (worker.pacer.rates or [0.0])[-1] for name, worker in dask.workers.items()}
+            return {
+                address: worker.pacer.rates[-1] if worker.pacer.rates else 0.0
+                for address, worker in dask.workers.items()
+            }
 
         async with rotation_of(dask, accounts(5_000), pace=Pace(in_flight=20, rate=900.0)) as rotation:
             await wait_until(lambda: rotation.summary.patched >= 200)

@@ -32,6 +32,9 @@ from tests.support.virtual_loop import run
 LATENCY = 0.1
 """Seconds after which the simulated API responds."""
 
+IN_FLIGHT = 20
+"""Concurrency limit of each worker if a test gives no other one."""
+
 US = ManagedProxy(country="US")
 CUSTOM = CustomProxy(host="p.example.com", port=8080, username="u", password="s3cret")
 
@@ -316,7 +319,7 @@ async def rotation_of(
     dask: FakeDask,
     changes: Changes,
     *,
-    pace: Pace = Pace(in_flight=20),  # noqa: B008 - immutable
+    pace: Pace = Pace(in_flight=IN_FLIGHT),  # noqa: B008 - immutable
     on_event: events.Observer | None = None,
     **options: Any,
 ) -> AsyncIterator[Rotation]:
