@@ -125,7 +125,7 @@ def outcome(trial: Trial, share: float, chance: random.Random) -> tuple[bool, in
     while True:
         trial.sent += 1
         if chance.random() < share:
-            trial.refused += 1
+            trial.throttled += 1
         else:
             served += 1
         if (result := trial.result(served)) is not None:
@@ -157,9 +157,9 @@ def test_a_trial_does_not_go_on_without_end() -> None:
 def test_a_second_trial_compares_with_all_requests_before() -> None:
     """Those of the first trial count, and responses to its requests in flight do not."""
     first = Trial(10, 100, 0.0, served=0)
-    first.sent, first.refused = 50, 5
+    first.sent, first.throttled = 50, 5
     second = first.second(served=35)
-    second.sent, second.refused = 60, 0
+    second.sent, second.throttled = 60, 0
 
     assert first.share == pytest.approx(15 / 150)
     assert second.share == pytest.approx(15 / 210)
@@ -171,11 +171,11 @@ def test_a_second_trial_compares_with_all_requests_before() -> None:
 def test_a_trial_waits_for_the_responses_to_its_requests() -> None:
     """Refusals arrive first, and so do responses to requests that were sent before the trial."""
     trial = Trial(10, 100, 0.0, served=500)
-    trial.sent, trial.refused = 100, 2
+    trial.sent, trial.throttled = 100, 2
 
     assert trial.result(460) is None
     assert trial.result(598) is None
-    trial.refused = 0
+    trial.throttled = 0
     assert trial.result(460) is None
     assert trial.result(598) is True
 
@@ -183,6 +183,6 @@ def test_a_trial_waits_for_the_responses_to_its_requests() -> None:
 def test_a_trial_of_a_large_background_is_defined() -> None:
     """Though nearly all requests are refused."""
     trial = Trial(30, 100, 0.95, served=0)
-    trial.sent = trial.refused = 100
+    trial.sent = trial.throttled = 100
 
     assert trial.result(0) is not True
