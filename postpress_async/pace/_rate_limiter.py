@@ -247,10 +247,9 @@ class RateLimiter:
             since, served_before = self._decreased_at, self._served_at_decrease
         served_rate = (self.served - served_before) / max(now - since, MEASURING_WINDOW / 4)
         old_rate = self.value
+        plateau = max(min(old_rate, served_rate), at_least)
         if served_rate > 0.9 * old_rate:
             plateau = old_rate  # more accurate than the served rate, which lags behind it
-        else:
-            plateau = max(min(old_rate, served_rate), at_least)
         # The burst of the tier may hide for a while that the rate exceeds its limit.
         self._plateau_reached = BELOW_PLATEAU * old_rate <= self._plateau
         self._plateau = max(plateau, MIN_RATE if self._learned < math.inf else MIN_FIRST_RATE)
