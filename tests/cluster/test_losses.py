@@ -218,7 +218,7 @@ def test_workers_are_not_lost_while_the_coordinator_is_suspended() -> None:
             loop = asyncio.get_running_loop()
             assert isinstance(loop, VirtualLoop)
             dask.workers["w1"].is_frozen = True  # so that no new heartbeat hides the effect
-            loop._jump.now += 100.0
+            loop._virtual_clock.now += 100.0
             await asyncio.sleep(1.0)
             dask.workers["w1"].thaw()
             await rotation.run()
