@@ -20,21 +20,24 @@ class ClusterWatch:
 
     Args:
         client: A Dask client, which is connected to the cluster.
-        on_update: Called after each update of the workers.
-        abort: Called with the reason if the rotation must end because the cluster is lost.
 
     Attributes:
         workers: All workers so far, by process; lost ones stay.
     """
 
-    def __init__(self, client: Any, on_update: Callable[[], None], abort: Callable[[str], None]) -> None:
+    def __init__(self, client: Any) -> None:
         self.workers: Final[dict[str, RemoteWorker]] = {}
         self._client: Final = client
-        self._on_update: Final = on_update
-        self._abort: Final = abort
 
-    async def run(self) -> None:
-        """Request the list of workers again and again, until cancelled."""
+    async def run(self, on_update: Callable[[], None], abort: Callable[[str], None]) -> None:
+        """
+        Request the list of workers again and again, until cancelled.
+
+        Args:
+            on_update: Called after each update of `workers`.
+            abort: Called with the reason if the rotation must end because the scheduler or all workers are
+                lost.
+        """
         clock = asyncio.get_running_loop().time
         suspended = 0.0  # seconds for which this process was suspended (Ctrl-Z); the timeouts exclude them
         responded_at = usable_at = clock()
@@ -46,12 +49,13 @@ class ClusterWatch:
                     identity = await self._client.scheduler.identity()
                 responded_at = now
                 self._update(identity["workers"], now)
+                on_update()
             if now - responded_at > SCHEDULER_TIMEOUT:
-                self._abort("the cluster's scheduler does not respond any more: start it and its workers")
+                abort("the cluster's scheduler does not respond any more: start it and its workers")
             elif any(worker.is_usable for worker in self.workers.values()):
                 usable_at = now
-            else:
-                self._abort_without_workers(now - usable_at)
+            elif problem := self._problem_without_workers(now - usable_at):
+                abort(f"the cluster has no usable worker ({problem}): fix that")
             await asyncio.sleep(POLL_INTERVAL)
             elapsed = clock() - started
             if elapsed > 2 * RESPONSE_TIMEOUT:  # more than a response and the sleep can take
@@ -68,12 +72,10 @@ class ClusterWatch:
         for worker in self.workers.values():
             if worker.process not in processes or now - worker.heard_at > HEARTBEAT_TIMEOUT:
                 worker.lose()
-        self._on_update()
 
-    def _abort_without_workers(self, seconds: float) -> None:
-        """Abort if all workers have a problem, or if no worker has been connected for too many *seconds*."""
+    def _problem_without_workers(self, seconds: float) -> str | None:
+        """Why no worker has been usable for *seconds*; None if one may still connect in time."""
         problems = [worker.problem for worker in self.workers.values() if not worker.is_lost]
         if problems:
-            self._abort(f"the cluster has no usable worker ({problems[-1]}): fix that")
-        elif seconds > NO_WORKER_TIMEOUT:
-            self._abort("the cluster has no usable worker (no worker is connected): fix that")
+            return problems[-1]
+        return "no worker is connected" if seconds > NO_WORKER_TIMEOUT else None

@@ -39,9 +39,8 @@ from postpress_async.rotation._row_keys import RowKeys
 MAX_SHARD: Final = 200  # maximum number of calls in a shard
 TRIAL_CALLS: Final = 100  # number of calls that must end before the trial is over
 TRIAL_WINDOW: Final = 50  # calls of a worker during the trial: few, in case the API key is refused
-REFILL_SHARE: Final = (
-    5 / 8
-)  # share of its window below which a worker gets calls; more would make small shards
+# Share of its window below which a worker gets more calls. A higher one would make many small shards.
+REFILL_SHARE: Final = 5 / 8
 GATHER_INTERVAL: Final = 0.02  # seconds for which calls are gathered into shards
 
 # What a Dask future raises if its worker or the scheduler is lost.
@@ -78,14 +77,14 @@ class Coordinator:
         self._pace: Final[Pace] = settings["pace"]
         self._settings: Final = settings
         self._observer: Final = observer
-        self._watch: Final = ClusterWatch(client, self._on_workers_updated, self._abort)
+        self._watch: Final = ClusterWatch(client)
         self._workers: Final = self._watch.workers
         self._rate_sharers: list[RemoteWorker] = []  # workers that are usable, or have open calls
         self._waiting: Final[deque[PendingCall]] = deque()  # calls that no worker has
         self._error_sources: Final = WeakKeyDictionary[PostPressError, _ErrorSource]()
         self._call_numbers: Final = itertools.count(1)
         self._ended_calls = 0
-        self._may_submit: Final = asyncio.Event()  # a call, a worker or room in a window is new
+        self._may_submit: Final = asyncio.Event()  # set by new calls, new workers and ended calls
         self._sharing_rate: Final = asyncio.Lock()
         self._paused_at = 0.0
         self._stopping = False
@@ -98,8 +97,9 @@ class Coordinator:
         with suppress(Exception):  # for example if a worker lacks this package: its shards will fail
             async with asyncio.timeout(2 * RESPONSE_TIMEOUT):
                 await self._client.register_plugin(plugin)
-        for work in (self._watch.run(), self._submit(), self._stop_at_end_of_waits()):
-            self._create_task(work)
+        self._create_task(self._watch.run(self._on_workers_updated, self._abort))
+        self._create_task(self._submit())
+        self._create_task(self._stop_at_end_of_waits())
 
     async def update(
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask
@@ -227,7 +227,7 @@ class Coordinator:
             worker.problem = f"{worker.address}: {error}"
         except _LOSS_ERRORS:
             worker.lose()
-        except Exception as error:  # also if the result cannot be unpickled, which would recur
+        except Exception as error:  # also if the result cannot be unpickled, which would happen again
             worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
         finally:
             if future is not None:

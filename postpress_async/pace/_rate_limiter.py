@@ -78,7 +78,7 @@ class RateLimiter:
     request has to wait for the rate limit.
 
     Attributes:
-        ceiling: Maximum rate; infinite if there is none.
+        ceiling: Maximum rate in requests per second; infinite without a maximum.
         active: Whether the rate is limited.
         value: The rate in requests per second; infinite without a limit.
         ready_at: Time from which the next request may be sent.
