@@ -10,9 +10,8 @@ from postpress_async.models import AccountPatched, ProxyChange
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._row_keys import RowKeys
 
-WORK_AHEAD: Final = (
-    0.25  # seconds of work besides the requests in flight, so that no worker waits for a shard
-)
+# Seconds of work that a worker has besides its requests in flight, so that it does not wait for a shard.
+WORK_AHEAD: Final = 0.25
 MAX_WINDOW: Final = 4_000  # maximum number of calls of a worker
 
 
@@ -34,12 +33,12 @@ class PendingCall:
     hooks: AccountTask
     in_doubt: bool  # whether an earlier request may have applied the change
     result: "asyncio.Future[AccountPatched]" = field(init=False, factory=asyncio.Future)
-    number: int = 0  # identifies it in reports; set when it is submitted, as are the next two
+    number: int = 0  # identifies it in reports; this and the next two are set when it is submitted
     worker: "RemoteWorker | None" = None
     shard_task: "asyncio.Task[dict[int, Any]] | None" = None  # returns the errors of the shard's calls
     has_failed: bool = False
     backing_off: bool = False
-    storing_key: "asyncio.Task[None] | None" = None  # stores that it uses its next idempotency key
+    storing_key: "asyncio.Task[None] | None" = None  # stores in the journal that the call uses its next key
 
     def message(self) -> RemoteCall:
         return RemoteCall(

@@ -100,7 +100,7 @@ class Pacer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fast_limit = 0  # `limit` if a permit is free without further checks, otherwise 0
         self._update_fast_limit()
-        self._reported = float(self.limit), self.rate
+        self._reported_limit, self._reported_rate = float(self.limit), self.rate
 
     @property
     def paused(self) -> bool:
@@ -234,13 +234,7 @@ class Pacer:
         was_open = breaker.is_open
         if permit.generation == breaker.generation and not breaker.is_open:
             if signal is _SUCCESS or signal is _ALIVE:
-                self._rate_limiter.served += 1
-                if now >= self._record_served_at:
-                    if permit.sent - breaker.last_success > self._rate_limiter.measuring_window:
-                        self._rate_limiter.resume(now)  # after a time without requests
-                    self._record_served_at = self._rate_limiter.record_served(now)
-                self._limiter.record_response(permit.sent, self._permits, now, signal is _SUCCESS)
-                breaker.record_success(now)
+                self._record_success(permit, now, timed=signal is _SUCCESS)
             else:
                 counts = self._record_overload(permit, signal, retry_after, now)
         elif permit.probe and permit.generation == breaker.generation:
@@ -259,24 +253,34 @@ class Pacer:
             self._admit()
         else:
             self._update_fast_limit()
-        if self._limiter.value != self._reported[0] or self._rate_limiter.value != self._reported[1]:
+        if self._limiter.value != self._reported_limit or self._rate_limiter.value != self._reported_rate:
             self._report_changes()
         if breaker.is_open is not was_open and self._on_pause is not None:
             self._on_pause(breaker.is_open)
         return counts
 
     def _report_changes(self) -> None:
-        limit, rate = self._reported
+        limit, rate = self._reported_limit, self._reported_rate
         limit_changed = not 0.9 * limit < self.limit < 1.1 * limit
         rate_changed = rate != self.rate and not 0.9 * rate < self.rate < 1.1 * rate
         if limit_changed or rate_changed:
-            self._reported = float(self.limit), self.rate
+            self._reported_limit, self._reported_rate = float(self.limit), self.rate
             if self._on_change is not None:
                 self._on_change(self.limit if limit_changed else None, self.rate if rate_changed else None)
 
     def _loop_clock(self) -> float:
         self._clock = asyncio.get_running_loop().time
         return self._clock()
+
+    def _record_success(self, permit: Permit, now: float, *, timed: bool) -> None:
+        """Record a response without an overload signal while the breaker is closed."""
+        self._rate_limiter.served += 1
+        if now >= self._record_served_at:
+            if permit.sent - self._breaker.last_success > self._rate_limiter.measuring_window:
+                self._rate_limiter.resume(now)  # after a time without requests
+            self._record_served_at = self._rate_limiter.record_served(now)
+        self._limiter.record_response(permit.sent, self._permits, now, timed)
+        self._breaker.record_success(now)
 
     def _record_overload(
         self, permit: Permit, signal: LoadSignal, retry_after: float | None, now: float
