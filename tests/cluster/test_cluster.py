@@ -74,7 +74,7 @@ def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def first_line_without_duration(output: str) -> str:
-    """Such as "500 accounts: 490 patched" of "500 accounts: 490 patched in 3 s"."""
+    """For example, "500 accounts: 490 patched" if the line is "500 accounts: 490 patched in 3 s"."""
     return output.splitlines()[0].partition(" in ")[0]
 
 
@@ -121,8 +121,10 @@ def test_two_workers_avoid_dead_proxies_and_respect_the_cap_of_each_proxy(tmp_pa
 async def test_tagged_fleet_is_moved_off_a_host_and_rolled_back(tmp_path: Path) -> None:
     """Three commands: rotate all accounts, rotate those on one host, and roll back to the first run."""
     account_ids = [f"acc_{number}" for number in range(200)]
-    tags = "".join(f"{name},{('US', 'DE')[number % 2]}\n" for number, name in enumerate(account_ids))
-    (tmp_path / "fleet.csv").write_text(f"account_id,pool\n{tags}")
+    rows = "".join(
+        f"{account_id},{('US', 'DE')[number % 2]}\n" for number, account_id in enumerate(account_ids)
+    )
+    (tmp_path / "fleet.csv").write_text(f"account_id,pool\n{rows}")
     (tmp_path / "old.txt").write_text("us1.example:80:user:secret\nus2.example:80:user:secret\n")
     (tmp_path / "new.txt").write_text("us3.example:80:user:secret\n")
     (tmp_path / "de.txt").write_text("de.example:7777:c-{account_id}-s{try}:secret\n")
@@ -142,7 +144,7 @@ async def test_tagged_fleet_is_moved_off_a_host_and_rolled_back(tmp_path: Path) 
                 stderr=asyncio.subprocess.PIPE,
             )
             await wait_for_success(process)
-            return Counter(proxy_of(name)["host"] for name in account_ids)
+            return Counter(proxy_of(account_id)["host"] for account_id in account_ids)
 
         first = await hosts_after(*rotate, "US=old.txt")
         second = await hosts_after(*rotate, "US=new.txt", "--on", "us1.example")
@@ -151,8 +153,8 @@ async def test_tagged_fleet_is_moved_off_a_host_and_rolled_back(tmp_path: Path) 
 
     assert first == third == {"us1.example": 50, "us2.example": 50, "de.example": 100}
     assert second == {"us3.example": 50, "us2.example": 50, "de.example": 100}
-    assert [proxy_of(name)["username"] for name in account_ids[1::2]] == [
-        f"c-{name}-s0" for name in account_ids[1::2]
+    assert [proxy_of(account_id)["username"] for account_id in account_ids[1::2]] == [
+        f"c-{account_id}-s0" for account_id in account_ids[1::2]
     ]
     assert sandbox.record.requests == 200 + 50 + 50
 
@@ -183,8 +185,10 @@ async def test_ctrl_c_completes_the_requests_in_flight(tmp_path: Path) -> None:
         assert b"Traceback" not in errors
         states = recorded_states(tmp_path / "fleet.csv.rotation.sqlite3")
         assert len(states) == len(account_ids)
-        patched = {name for name in account_ids if states[name] == "patched"}
-        assert patched == {name for name in account_ids if sandbox.record.sends(name)}, output
+        patched = {account_id for account_id in account_ids if states[account_id] == "patched"}
+        assert patched == {account_id for account_id in account_ids if sandbox.record.sends(account_id)}, (
+            output
+        )
         assert set(states.values()) == {"patched", "skipped"}
 
 
@@ -263,7 +267,7 @@ async def test_worker_that_restarts_at_the_same_address_does_not_run_the_old_sha
 
         by_requests = accounts_by_requests(sandbox, account_ids)
         assert_patched_once(sandbox, account_ids, cluster.journal)
-        assert [name for name in completed if sandbox.record.sends(name) > 1] == []
+        assert [account_id for account_id in completed if sandbox.record.sends(account_id) > 1] == []
         assert 0 < by_requests[2] <= IN_FLIGHT + UNREPORTED
         assert set(by_requests) <= {1, 2}
 

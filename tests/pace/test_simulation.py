@@ -303,12 +303,12 @@ def permit_waits(
     """The seconds that first attempts and retries waited for permits, each in the order of due times."""
     due: dict[str, float] = {}
     first_attempts, retries = list[tuple[float, float]](), list[tuple[float, float]]()
-    for at, event in recorded:
+    for recorded_at, event in recorded:
         if isinstance(event, events.RetryScheduled):
-            due[event.account_id] = at + event.wait
+            due[event.account_id] = recorded_at + event.wait
         elif isinstance(event, events.AttemptStarted):
             since = due.get(event.account_id, started)
-            (retries if event.number > 1 else first_attempts).append((since, at - since))
+            (retries if event.number > 1 else first_attempts).append((since, recorded_at - since))
     return [wait for _, wait in sorted(first_attempts)], [wait for _, wait in sorted(retries)]
 
 

@@ -116,7 +116,6 @@ class StubSession:
         self.worker = _current_worker.get()
         if self.worker.address in self.worker.dask.setup_errors:
             raise self.worker.dask.setup_errors[self.worker.address]
-        self.settings = settings
         self._context = SimpleNamespace(pacer=self.worker.pacer)
         self._waits = WaitGroup()
         self._permits = asyncio.Semaphore(settings["pace"].in_flight)
