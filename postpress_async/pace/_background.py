@@ -80,12 +80,9 @@ class Background:
 
     def record_throttled(self, served: int, in_flight: int, *, below: bool) -> float:
         """
-        Record a 429, and return the cumulative sum.
+        Record a 429, with the requests served so far, and return the cumulative sum.
 
-        Args:
-            served: Number of requests served so far.
-            in_flight: Number of requests in flight.
-            below: Whether the request was sent below the plateau of the rate limiter.
+        *below* tells whether the request was sent below the plateau of the rate limiter.
         """
         requests = served + in_flight + self._throttled + 1
         added = requests - self._requests
@@ -120,9 +117,8 @@ class Background:
         """
         Lower the background share if significantly fewer 429s arrived.
 
-        Args:
-            served: Number of requests served so far.
-            limited: Whether the limit of a tier is known. Then only requests below the plateau count.
+        *served* is the number of requests served so far. If the limit of a tier is known (*limited*), only
+        requests below the plateau count.
         """
         throttled, requests = self._throttled_below, self.requests_below
         if not limited:

@@ -93,14 +93,7 @@ class CircuitBreaker:
             self._failures = max(0, self._failures - SUCCESS_CREDIT)
 
     def record_overload(self, sent: float, latency: float, now: float) -> bool:
-        """
-        Record an overload signal. Returns whether the breaker opens.
-
-        Args:
-            sent: Time at which the request was sent.
-            latency: The usual latency of the service in seconds.
-            now: The time.
-        """
+        """Record an overload signal for a request sent at *sent*. Returns whether the breaker opens."""
         if not self._failures:
             self._first_failure_sent = sent
             self._start_outage(now)
@@ -120,14 +113,8 @@ class CircuitBreaker:
         """
         Open the breaker for the Retry-After of an overload signal, or keep it open longer.
 
-        Args:
-            seconds: The Retry-After.
-            now: The time.
-            key_wide: Whether the signal concerns all requests with the API key, as a 429 of its rate limit
-                does. A 503 may concern a single request, so `RETRY_AFTER_SIGNALS` are required.
-
-        Returns:
-            Whether the breaker opens.
+        *key_wide* tells whether the signal concerns all requests with the API key, as a 429 of its rate limit
+        does. A 503 may concern a single request. Returns whether the breaker opens.
         """
         until = now + min(seconds, MAX_RETRY_AFTER) * (1 + 0.05 * self._random())  # jitter
         if self.is_open:

@@ -112,13 +112,9 @@ class ConcurrencyLimiter:
 
     def record_response(self, sent: float, in_flight: int, now: float, timed: bool) -> None:
         """
-        Record a response that is not an overload signal.
+        Record a response that is not an overload signal, with the requests in flight, including this one.
 
-        Args:
-            sent: Time at which the request was sent.
-            in_flight: Number of requests in flight, including this one.
-            now: The time.
-            timed: Whether the latency counts. Error responses may be faster than the service.
+        *timed* tells whether the latency counts: error responses may be faster than the service usually is.
         """
         self.overload_share *= 1 - AVERAGE_WEIGHT
         if sent > self._decreased_at:

@@ -160,14 +160,7 @@ class RateLimiter:
         """
         Record a 429.
 
-        Args:
-            sent: Time at which the request was sent.
-            now: The time.
-            retry_after: The Retry-After in seconds.
-            in_flight: Number of requests in flight.
-
-        Returns:
-            Whether most requests with the API key get a 429, so that the Retry-After concerns all of them.
+        Returns whether most requests with the API key get one, so that the Retry-After concerns all of them.
         """
         if sent <= self._decreased_at:
             return False

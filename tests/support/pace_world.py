@@ -119,53 +119,59 @@ class Service:
 
     async def request(self, account: int, timeout: float) -> Reply:
         """Send one request, and return the reply. A timeout is an overload signal."""
-        answer: asyncio.Future[Reply] = self.loop.create_future()
-        self._accept(account, answer)
-        self._open.add(answer)
+        future: asyncio.Future[Reply] = self.loop.create_future()
+        self._accept(account, future)
+        self._open.add(future)
         self.peak = max(self.peak, len(self._open))
         try:
             async with asyncio.timeout(timeout):
-                reply = await answer
+                reply = await future
         except TimeoutError:
             reply = Reply(LoadSignal.OVERLOAD)
         finally:
-            self._open.discard(answer)
+            self._open.discard(future)
         self.signals[reply.signal] += 1
         return reply
 
     def abort(self) -> None:
         """Lose all connections."""
-        for answer in self._open:
-            self._answer(answer, Reply(LoadSignal.OVERLOAD))
+        for future in self._open:
+            self._answer(future, Reply(LoadSignal.OVERLOAD))
 
-    def _accept(self, account: int, answer: asyncio.Future[Reply]) -> None:
+    def _accept(self, account: int, future: asyncio.Future[Reply]) -> None:
         self.requests += 1
         behavior, now = self.behavior, self.loop.time()
         match behavior.out(now):
             case "silent":
                 return None
             case "refused":
-                return self._later(0.005, answer, Reply(LoadSignal.OVERLOAD))
+                return self._answer_later(0.005, future, Reply(LoadSignal.OVERLOAD))
             case "503":
-                return self._later(0.05, answer, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after))
+                return self._answer_later(
+                    0.05, future, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after)
+                )
             case "504":
-                return self._later(1.0, answer, Reply(LoadSignal.OVERLOAD))
+                return self._answer_later(1.0, future, Reply(LoadSignal.OVERLOAD))
         # No random number is drawn for a share of 0, so that other scenarios do not depend on this feature.
-        if (stray := behavior.stray(now)) and self.chance.random() < stray:
-            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, behavior.retry_after))
-        if (wait := self._throttle(now)) is not None:
-            retry_after = behavior.retry_after and max(behavior.retry_after, math.ceil(wait))
-            if behavior.retry_after == 0:
-                retry_after = float(max(1, math.ceil(wait)))
-            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, retry_after))
+        stray = behavior.stray(now)
+        if stray and self.chance.random() < stray:
+            return self._answer_later(
+                behavior.refusal, future, Reply(LoadSignal.THROTTLED, behavior.retry_after)
+            )
+        wait = self._throttle(now)
+        if wait is not None:
+            retry_after = behavior.retry_after
+            if retry_after is not None:
+                retry_after = float(max(retry_after, math.ceil(wait), 1))
+            return self._answer_later(behavior.refusal, future, Reply(LoadSignal.THROTTLED, retry_after))
         if self._busy >= behavior.concurrency:
-            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED))
+            return self._answer_later(behavior.refusal, future, Reply(LoadSignal.THROTTLED))
         if self._busy < behavior.capacity(now):
-            return self._process(account, answer)
+            return self._process(account, future)
         if len(self._queue) < behavior.queue:
-            return self._queue.append((account, answer))
-        return self._later(
-            behavior.refusal, answer, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after)
+            return self._queue.append((account, future))
+        return self._answer_later(
+            behavior.refusal, future, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after)
         )
 
     def _throttle(self, now: float) -> float | None:
@@ -186,7 +192,7 @@ class Service:
         self._tokens -= 1
         return None
 
-    def _process(self, account: int, answer: asyncio.Future[Reply]) -> None:
+    def _process(self, account: int, future: asyncio.Future[Reply]) -> None:
         self._busy += 1
         behavior, now = self.behavior, self.loop.time()
         if account % 1000 < behavior.dead * 1000:
@@ -198,23 +204,23 @@ class Service:
         else:
             reply = PATCHED
         seconds = behavior.latency(self.chance)
-        if not answer.done():
+        if not future.done():
             self.work += seconds
             self.needed += 1
-        self.loop.call_later(seconds * behavior.slow(now), self._finish, answer, reply)
+        self.loop.call_later(seconds * behavior.slow(now), self._finish, future, reply)
 
-    def _finish(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
+    def _finish(self, future: asyncio.Future[Reply], reply: Reply) -> None:
         self._busy -= 1
-        self._answer(answer, reply)
+        self._answer(future, reply)
         while self._queue and self._busy < self.behavior.capacity(self.loop.time()):
             self._process(*self._queue.popleft())
 
-    def _later(self, seconds: float, answer: asyncio.Future[Reply], reply: Reply) -> None:
-        self.loop.call_later(seconds, self._answer, answer, reply)
+    def _answer_later(self, seconds: float, future: asyncio.Future[Reply], reply: Reply) -> None:
+        self.loop.call_later(seconds, self._answer, future, reply)
 
-    def _answer(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
-        if not answer.done():
-            answer.set_result(reply)
+    def _answer(self, future: asyncio.Future[Reply], reply: Reply) -> None:
+        if not future.done():
+            future.set_result(reply)
 
 
 @define
