@@ -249,14 +249,16 @@ async def test_worker_that_restarts_at_the_same_address_does_not_run_the_old_sha
     fleet, account_ids = write_fleet(tmp_path, 1_500)
     async with ClusterProcesses(tmp_path, sandbox) as cluster:
         await cluster.start_worker("--nanny", "--worker-port", str(free_port()))
-        process = await cluster.rotate(fleet, "--in-flight", "15")  # few, so that shards are partly completed
-        await wait_until(lambda: sandbox.record.requests > 600)
-        process.send_signal(signal.SIGSTOP)
-        completed = recorded_states(cluster.journal)
         async with cluster.client() as client:
+            await client.wait_for_workers(1)
             before = await worker_processes(client)
-            [pid] = (await client.run(os.getpid)).values()
-            os.kill(pid, signal.SIGKILL)
+            [worker_pid] = (await client.run(os.getpid)).values()
+            # Few requests in flight, so that shards are partly completed.
+            process = await cluster.rotate(fleet, "--in-flight", "15")
+            await wait_until(lambda: sandbox.record.requests > 600)
+            process.send_signal(signal.SIGSTOP)
+            os.kill(worker_pid, signal.SIGKILL)
+            completed = recorded_states(cluster.journal)
             async with asyncio.timeout(60.0):
                 while await worker_processes(client) in ({}, before) or any(
                     (await client.processing()).values()
