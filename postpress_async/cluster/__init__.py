@@ -1,7 +1,7 @@
 """
-Rotations on many machines, by Dask distributed; requires the extra ``distributed``.
+Rotations on many machines with Dask distributed; requires the extra ``distributed``.
 
-A `Cluster` takes the place of a session. Its rotations have the same journal, summary and errors.
+A `Cluster` replaces the session. Its rotations have the same journal, summary and errors.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ from postpress_async import events
 from postpress_async._safe_observer import SafeObserver
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.cluster._address import ClusterAddress, read_certificates, write_certificates
-from postpress_async.cluster._coordinator import FIRST_WINDOW, Coordinator
-from postpress_async.cluster._worker import TOPIC
+from postpress_async.cluster._coordinator import TRIAL_WINDOW, Coordinator
+from postpress_async.cluster._messages import TOPIC
 from postpress_async.errors import ClusterError, ConfigurationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
@@ -42,9 +42,9 @@ ClusterRotation: TypeAlias = Rotation
 """A rotation on a cluster."""
 
 CONNECT_TIMEOUT: Final = 10.0
-"""Seconds in which a scheduler has to respond."""
+"""Seconds in which a scheduler must respond."""
 
-# For a cluster that this process starts. The dashboards are off: everyone on the machine could open them.
+# For a cluster that this process starts. It has no dashboards, which every user of the machine could open.
 _LOCAL_CONFIG: Final = {
     "distributed.scheduler.worker-ttl": "10s",
     "distributed.scheduler.http.routes": [],
@@ -56,26 +56,26 @@ class Cluster:
     """
     Workers that carry out rotations, on this machine or several.
 
-    Enter it with ``async with``. A program that starts its own workers (``local:N``) does so under
-    ``if __name__ == "__main__":``, because the workers import it.
+    Enter it with ``async with``. A program that starts workers itself (``local:N``) must do so under
+    ``if __name__ == "__main__":``, because the workers import the program.
 
     Args:
         address: ``local:N`` for N workers on this machine, or ``tls://HOST:PORT`` of a Dask scheduler.
-        certificates: The directory that `write_certificates` filled, if the scheduler was started with it.
-        api_key: For workers on this machine; if None, the environment variable ``POSTPRESS_API_KEY``. Other
-            workers read it from their environment.
+        certificates: The directory that `write_certificates` filled, if the scheduler uses its files.
+        api_key: API key of workers on this machine; if None, the environment variable ``POSTPRESS_API_KEY``.
+            Workers of a running scheduler read the variable in their own environment.
         base_url: See `PostPressSession`.
-        retry: See `PostPressSession`. Its functions, if any, run on the workers.
-        pace: Of each worker; but the rate is of all workers together, which have equal shares.
+        retry: See `PostPressSession`. The functions in it, if any, run on the workers.
+        pace: Pace of each worker; but its rate is the limit of all workers together, in equal shares.
         idempotency: See `PostPressSession`.
         transport: See `PostPressSession`.
         trust_env: See `PostPressSession`; each worker uses its own environment.
-        on_event: Called with retries, pauses, quarantined proxies and completed accounts of all workers, but
-            not with each attempt.
+        on_event: Called with the retries, pauses, quarantined proxies and completed accounts of all workers,
+            but not with each attempt.
 
     Raises:
         ConfigurationError: The address, its certificates, the API key or the base URL cannot be used; or the
-            retry policy cannot be sent to workers.
+            retry policy cannot be pickled for the workers.
     """
 
     def __init__(
@@ -130,19 +130,19 @@ class Cluster:
 
     @property
     def paused(self) -> bool:
-        """Whether all workers wait, except for probes, because the service is down."""
+        """Whether all workers send only probes, because the service is down."""
         return any(coordinator.paused for coordinator in self._coordinators)
 
     def rotate(self, changes: Changes, **options: Unpack[RotateOptions]) -> Rotation:
         """
         Create a rotation of many accounts on the workers; see `PostPressSession.rotate`.
 
-        A journal of a single machine can be resumed on a cluster, and the other way round.
+        A run that started on a single machine can be resumed on a cluster, and vice versa.
 
         Args:
             changes: See `PostPressSession.rotate`.
-            options: Those of `PostPressSession.rotate` except *in_flight*, which is `Pace.in_flight` of each
-                worker.
+            options: The options of `PostPressSession.rotate` except *in_flight*: on a cluster, it is the
+                `Pace.in_flight` of each worker.
 
         Raises:
             ValueError: See `PostPressSession.rotate`.
@@ -154,7 +154,7 @@ class Cluster:
         return make_rotation(
             coordinator.update,
             changes,
-            in_flight=FIRST_WINDOW,
+            in_flight=TRIAL_WINDOW,
             target=self._target,
             api_key=self._key,
             waits=coordinator.waits,
@@ -181,21 +181,21 @@ class Cluster:
     async def _connect(self, address: str) -> Any:
         client: Any = Client(address, security=self._security, asynchronous=True, timeout=CONNECT_TIMEOUT)
         try:
-            # Its own timeout does not include a server that accepts the connection and stays silent.
+            # Dask's timeout does not cover a server that accepts the connection and never responds.
             async with asyncio.timeout(1.5 * CONNECT_TIMEOUT):
                 await client
         except Exception as error:  # Dask raises many types if, say, a web server responds
             with suppress(Exception):
                 await client.close()
-            fact = str(error) or "it does not respond like a scheduler"
+            reason = str(error) or "it does not respond like a scheduler"
             raise ClusterError(
-                f"no scheduler with our certificates responds at {address} ({fact}): check that it runs, and "
-                "with the same certificates"
+                f"no scheduler with our certificates responds at {address} ({reason}): check that it runs, "
+                "and with the same certificates"
             ) from None
         return client
 
     async def _start_local(self) -> str:
-        assert self._key is not None  # noqa: S101 - it was read
+        assert self._key is not None  # noqa: S101 - read in __init__, because the cluster is local
         self._stack.enter_context(config.set(_LOCAL_CONFIG))
         cluster = await self._stack.enter_async_context(
             LocalCluster(

@@ -15,7 +15,7 @@ CERTIFICATE: Final = "cluster.pem"
 KEY: Final = "cluster-key.pem"
 
 _FORMS: Final = "use local:N for N workers on this machine, or tls://HOST:PORT for a Dask scheduler"
-_ADDRESS: Final = re.compile(r"(tls|tcp)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_ADDRESS: Final = re.compile(r"(tls|tcp)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _MAX_LOCAL_WORKERS: Final = 256
 
 
@@ -25,8 +25,8 @@ class ClusterAddress:
     The address of a cluster.
 
     Attributes:
-        workers: Number of workers to start on this machine; 0 if the cluster is running already.
-        scheduler: Address of the scheduler; None if it is to be started.
+        workers: Number of workers to start on this machine; 0 if the cluster is already running.
+        scheduler: Address of the running scheduler; None if this process starts one.
         host: Host of the scheduler, without brackets.
     """
 
@@ -40,20 +40,21 @@ class ClusterAddress:
         Parse ``local:N``, ``tls://HOST:PORT``, or ``tcp://HOST:PORT`` of this machine.
 
         Raises:
-            ConfigurationError: It has another form, or connections to it would not be encrypted.
+            ConfigurationError: *text* has another form, or connections to another machine would not be
+                encrypted.
         """
-        kind, _, rest = text.partition(":")
-        if kind == "local":
+        scheme, _, rest = text.partition(":")
+        if scheme == "local":
             if not re.fullmatch("[0-9]{1,9}", rest) or not 1 <= int(rest) <= _MAX_LOCAL_WORKERS:
                 raise ConfigurationError(
                     f"N of local:N must be from 1 to {_MAX_LOCAL_WORKERS}, got {rest[:20]!r}"
                 )
             return cls(int(rest))
-        parts = _ADDRESS.fullmatch(text)
-        if parts is None or not 1 <= int(parts[3]) <= 65535:
+        match = _ADDRESS.fullmatch(text)
+        if match is None or not 1 <= int(match["port"]) <= 65535:
             raise ConfigurationError(f"{text!r} is not the address of a cluster: {_FORMS}")
-        address = cls(0, text, parts[2].strip("[]"))
-        if parts[1] == "tcp" and not address.is_local:
+        address = cls(0, text, match["host"].strip("[]"))
+        if scheme == "tcp" and not address.is_local:
             raise ConfigurationError(
                 f"{text} does not use TLS: anyone who can reach it could run code there and read the "
                 "proxies. Start the scheduler with certificates, and use tls://"
@@ -73,8 +74,9 @@ class ClusterAddress:
         Return the TLS settings of connections; None for unencrypted connections on this machine.
 
         Args:
-            certificates: A directory that `write_certificates` filled. If None: temporary ones if this
-                process starts the workers, else the files that Dask's configuration names.
+            certificates: A directory that `write_certificates` filled. If it is None, a cluster that this
+                process starts gets temporary certificates, and Dask's configuration names the files for a
+                running one.
 
         Raises:
             ConfigurationError: There are no certificates, or they cannot be read.
@@ -97,7 +99,7 @@ class ClusterAddress:
 
 def read_certificates(folder: str | os.PathLike[str]) -> Security:
     """
-    Read the certificate and key in *folder*.
+    Read the certificate and key that `write_certificates` created in *folder*.
 
     Raises:
         ConfigurationError: The files do not exist, or cannot be used.
@@ -109,10 +111,10 @@ def read_certificates(folder: str | os.PathLike[str]) -> Security:
     security = Security(require_encryption=True, tls_ca_file=str(certificate), **files)
     try:
         security.get_connection_args("client")
-    except OSError as error:  # ssl.SSLError is one
-        fact = error.strerror or "the key does not belong to the certificate"
+    except OSError as error:  # includes ssl.SSLError
+        reason = error.strerror or "the key does not belong to the certificate"
         raise ConfigurationError(
-            f"{CERTIFICATE} and {KEY} in {folder} cannot be used ({fact}): create them with "
+            f"{CERTIFICATE} and {KEY} in {folder} cannot be used ({reason}): create them with "
             "postpress-async cluster-certificates"
         ) from None
     return security
@@ -120,9 +122,10 @@ def read_certificates(folder: str | os.PathLike[str]) -> Security:
 
 def write_certificates(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     """
-    Create a certificate and its key in *folder*, for a scheduler, its workers and clients. Valid for a year.
+    Create a certificate and its key in *folder*, for a scheduler, its workers and its clients.
 
-    Anyone with the key can run code on the cluster, so only the owner of the files can read them.
+    The certificate is valid for a year. Anyone with the key can run code on the cluster, so only the owner of
+    the files may read them.
 
     Returns:
         The paths of the certificate and the key.
@@ -139,8 +142,8 @@ def write_certificates(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path, text in files.items():
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(handle, "w", encoding="ascii") as file:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w", encoding="ascii") as file:
                 file.write(text)
     except FileExistsError as error:
         raise ConfigurationError(

@@ -1,9 +1,10 @@
 """
-The coordinator's side: submits the calls of a rotation as shards to workers, and takes in their reports.
+The coordinator's side: submits the calls of a rotation to workers in shards, and processes their reports.
 
-To the rotation, `Coordinator.update` is what the session's function is on one machine. A shard is a Dask task
-for one worker. Calls that a lost or silent worker has not reported are in doubt, so their number is limited
-by a window. Another worker sends them again, custom proxies under a new idempotency key.
+`Coordinator.update` does for a rotation on a cluster what the session does for one on a single machine. A
+shard is a Dask task for one worker. The calls that a worker has not reported when it is lost are in doubt: it
+may have sent them. Another worker sends them again, custom proxies under a new idempotency key. A window
+limits the calls of each worker, and thus the number of calls in doubt.
 """
 
 import asyncio
@@ -14,10 +15,9 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
-from attrs import define, field
 from distributed import Client
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -25,7 +25,10 @@ from distributed.scheduler import KilledWorker
 from postpress_async import errors, events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._safe_observer import SafeObserver
+from postpress_async.cluster import _messages as messages
 from postpress_async.cluster import _worker as remote
+from postpress_async.cluster._cluster_watch import POLL_INTERVAL, RESPONSE_TIMEOUT, ClusterWatch
+from postpress_async.cluster._remote_worker import PendingCall, RemoteWorker, UnreportedError
 from postpress_async.errors import Applied, PostPressError
 from postpress_async.models import AccountPatched, Attempt, ManagedProxy, ProxyChange
 from postpress_async.pace import Pace
@@ -33,76 +36,22 @@ from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._engine import Engine
 from postpress_async.rotation._row_keys import RowKeys
 
-SHARD: Final = 200  # most calls of a shard
-FIRST_WINDOW: Final = 50  # most calls of a worker in the trial: few accounts meet a refused API key
-TRIAL: Final = 100  # ended calls of the rotation with which the trial ends
-AHEAD: Final = 0.25  # seconds of work besides the requests in flight, so that no worker waits for a shard
-REFILL: Final = 5 / 8  # share of a window below which it is filled: smaller shards would cost more CPU time
-LARGEST_WINDOW: Final = 4_000  # most calls of a worker
-GATHER: Final = 0.02  # seconds for which calls are gathered into shards
-LOOK_EVERY: Final = 0.5  # seconds between two looks at the scheduler's list of workers
-SILENT: Final = 8.0  # seconds without a heartbeat at the scheduler after which a worker is lost
-TIMEOUT: Final = 5.0  # seconds in which the scheduler, or a worker, has to respond
-NO_SCHEDULER: Final = 10.0  # seconds without a response of the scheduler after which the rotation ends
-NO_WORKER: Final = 60.0  # seconds without a usable worker after which the rotation ends
-GONE: Final = (ProcessLookupError, KilledWorker, CommClosedError, CancelledError)  # lost worker or scheduler
+MAX_SHARD: Final = 200  # maximum number of calls in a shard
+TRIAL_CALLS: Final = 100  # number of calls that must end before the trial is over
+TRIAL_WINDOW: Final = 50  # calls of a worker during the trial: few, in case the API key is refused
+# Share of its window below which a worker gets more calls. A higher one would make many small shards.
+REFILL_SHARE: Final = 5 / 8
+GATHER_INTERVAL: Final = 0.02  # seconds for which calls are gathered into shards
+
+# What a Dask future raises if its worker or the scheduler is lost.
+_LOSS_ERRORS: Final = (ProcessLookupError, KilledWorker, CommClosedError, CancelledError)
 
 
-class _UnreportedError(Exception):
-    """A worker did not report a call. The argument is whether it may have sent it."""
+class _ErrorSource(NamedTuple):
+    """Where the complete error of a call is: under *call_number* in the result of *shard_task*."""
 
-
-@define(eq=False)
-class _Call:
-    """A call that has not ended. If it is submitted again, it is another object with another number."""
-
-    account_id: str
-    change: ProxyChange
-    keys: RowKeys
-    hooks: AccountTask
-    in_doubt: bool
-    done: "asyncio.Future[AccountPatched]" = field(init=False, factory=asyncio.Future)
-    number: int = 0
-    worker: "_Worker | None" = None
-    task: "asyncio.Task[Any] | None" = None  # carries out its shard
-    has_failed: bool = False
-    backing_off: bool = False
-    storing: "asyncio.Task[None] | None" = None  # stores a new generation of its keys
-
-    def pack(self) -> remote.RemoteCall:
-        strikes, keys = self.hooks.max_strikes, (self.keys.prefix, self.keys.generation)
-        return remote.RemoteCall(self.number, self.account_id, self.change, strikes, *keys, self.in_doubt)
-
-    def fail(self, error: Exception) -> None:
-        self.has_failed = True
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
-@define(eq=False)
-class _Worker:
-    address: str
-    process: str  # see `Shard.process`: another process at the same address is another worker
-    last_seen: float = 0.0  # the scheduler's time of its last heartbeat
-    heard_at: float = 0.0  # our clock when `last_seen` last changed
-    is_lost: bool = False  # gone or silent
-    problem: str | None = None  # why it cannot carry out calls
-    rate: float = 0.0  # its share, if there is a rate limit
-    is_paused: bool = False  # its calls wait because the service is down
-    cannot_connect: bool = False  # its last attempt did not connect to the API
-    calls: dict[int, _Call] = field(factory=dict)  # not reported yet, by number
-    tasks: "set[asyncio.Task[Any]]" = field(factory=set)  # one for each open shard
-    backing_off: int = 0  # its calls in backoff
-    ended: int = 0  # its calls that ended since the last look
-    speed: float = 0.0  # calls per second that ended lately
-
-    @property
-    def is_usable(self) -> bool:
-        return not self.is_lost and self.problem is None
-
-    @property
-    def load(self) -> int:
-        return len(self.calls) - self.backing_off
+    shard_task: "asyncio.Task[dict[int, Any]]"
+    call_number: int
 
 
 class Coordinator:
@@ -128,14 +77,15 @@ class Coordinator:
         self._pace: Final[Pace] = settings["pace"]
         self._settings: Final = settings
         self._observer: Final = observer
-        self._workers: Final[dict[str, _Worker]] = {}  # by process
-        self._sharers: list[_Worker] = []  # workers that share the rate: usable, or with open calls
-        self._waiting: Final[deque[_Call]] = deque()
-        self._failed: Final = WeakKeyDictionary[PostPressError, tuple[int, "asyncio.Task[Any] | None"]]()
-        self._numbers: Final = itertools.count(1)
-        self._ended = 0
-        self._wake: Final = asyncio.Event()
-        self._sharing: Final = asyncio.Lock()
+        self._watch: Final = ClusterWatch(client)
+        self._workers: Final = self._watch.workers
+        self._rate_sharers: list[RemoteWorker] = []  # workers that are usable, or have open calls
+        self._waiting: Final[deque[PendingCall]] = deque()  # calls that no worker has
+        self._error_sources: Final = WeakKeyDictionary[PostPressError, _ErrorSource]()
+        self._call_numbers: Final = itertools.count(1)
+        self._ended_calls = 0
+        self._may_submit: Final = asyncio.Event()  # set by new calls, new workers and ended calls
+        self._sharing_rate: Final = asyncio.Lock()
         self._paused_at = 0.0
         self._stopping = False
         self._tasks: Final[set[asyncio.Task[Any]]] = set()
@@ -144,11 +94,12 @@ class Coordinator:
         """See `Executor`."""
         self._engine, self._clock = engine, asyncio.get_running_loop().time
         plugin = remote.SessionPlugin(self.token, self._settings, self._observer is not None)
-        with suppress(Exception):  # a worker without our package, say: its shards will raise it
-            async with asyncio.timeout(2 * TIMEOUT):
+        with suppress(Exception):  # for example if a worker lacks this package: its shards will fail
+            async with asyncio.timeout(2 * RESPONSE_TIMEOUT):
                 await self._client.register_plugin(plugin)
-        for work in (self._watch(), self._submit(), self._stop_when_ended()):
-            self._create_task(work)
+        self._create_task(self._watch.run(self._on_workers_updated, self._abort))
+        self._create_task(self._submit())
+        self._create_task(self._stop_at_end_of_waits())
 
     async def update(
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask
@@ -157,129 +108,137 @@ class Coordinator:
         hooks.on_call_started()
         in_doubt = keys.in_doubt
         while True:
-            call = _Call(account_id, change, keys, hooks, in_doubt)
+            call = PendingCall(account_id, change, keys, hooks, in_doubt)
             self._enqueue(call)
             try:
-                return await call.done
-            except _UnreportedError as unreported:
-                if not unreported.args[0]:
+                return await call.result
+            except UnreportedError as unreported:
+                if not unreported.maybe_sent:
                     continue
                 in_doubt = hooks.in_doubt = True
                 if self._stopping or self._engine.leaves_doubts:
                     error = errors.ConnectionLostError("the worker that had the account was lost")
                     error.account_id, error.applied = account_id, Applied.UNKNOWN
                     raise error from None
-                if call.storing is not None:
-                    await call.storing  # before another worker uses that generation
+                if call.storing_key is not None:
+                    await call.storing_key  # before another worker uses that key
                 if not isinstance(change, ManagedProxy):
                     await keys.renew()  # a resumed run does the same
             finally:
-                self._forget(call)
+                call.leave_worker()
 
     async def whole_error(self, error: PostPressError) -> PostPressError:
         """See `Executor`."""
-        number, task = self._failed.pop(error, (0, None))
-        if task is not None:
-            await asyncio.wait([task])
-            if not task.cancelled() and (whole := task.result().get(number)) is not None:
-                whole.applied = error.applied
-                return cast("PostPressError", whole)
-        return error
+        source = self._error_sources.pop(error, None)
+        if source is None:
+            return error
+        await asyncio.wait([source.shard_task])
+        if source.shard_task.cancelled():
+            return error
+        whole = source.shard_task.result().get(source.call_number)
+        if whole is None:
+            return error
+        whole.applied = error.applied
+        return cast("PostPressError", whole)
 
     async def aclose(self) -> None:
         """See `Executor`. Workers cancel the calls that they still have."""
         self._stopping, self.paused = True, False
-        self._lose(*self._workers.values())
+        self._lose_all_workers()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(Exception):  # without a scheduler, there are no workers
-            async with asyncio.timeout(TIMEOUT):
+        with suppress(Exception):  # if the scheduler is gone, no worker needs to be told
+            async with asyncio.timeout(RESPONSE_TIMEOUT):
                 await self._client.unregister_worker_plugin(self.token)
 
     # --- Submitting ---
 
-    def _enqueue(self, call: _Call) -> None:
+    def _enqueue(self, call: PendingCall) -> None:
         if self._stopping:
             error = errors.DeadlineError("the rotation was stopped before the change was sent")
             error.applied = Applied.UNKNOWN if call.in_doubt else Applied.NO
             error.account_id = call.account_id
             call.fail(error)
+            return
+        if call.in_doubt:
+            self._waiting.appendleft(call)
         else:
-            self._waiting.insert(0 if call.in_doubt else len(self._waiting), call)
-            self._wake.set()
+            self._waiting.append(call)
+        self._may_submit.set()
 
     async def _submit(self) -> None:
         """Fill the workers' windows, and have the rotation read as many rows as fit in all of them."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            workers = [w for w in self._workers.values() if w.is_usable and (w.rate or not self._pace.rate)]
+            await self._may_submit.wait()
+            self._may_submit.clear()
+            workers = [
+                worker
+                for worker in self._workers.values()
+                if worker.is_usable and (worker.rate or not self._pace.rate)
+            ]
             for worker in sorted(workers, key=lambda worker: worker.load):
-                window = self._window(worker)
-                while self._waiting and worker.load <= window * REFILL:
-                    count = min(SHARD, window - worker.load, len(self._waiting))
-                    calls = [self._waiting.popleft() for _ in range(count)]
-                    if calls := [call for call in calls if not call.done.done()]:
-                        self._send(worker, calls)
+                self._fill(worker)
             if workers:
                 self._engine.resize(sum(map(self._window, workers)))
-            await asyncio.sleep(GATHER)
+            await asyncio.sleep(GATHER_INTERVAL)
 
-    def _window(self, worker: _Worker) -> int:
-        ahead = self._pace.in_flight + max(self._pace.in_flight, int(worker.speed * AHEAD))
-        return FIRST_WINDOW if self._ended < TRIAL else min(LARGEST_WINDOW, ahead)
+    def _fill(self, worker: RemoteWorker) -> None:
+        """Submit shards to *worker* until its window is full or no call waits."""
+        window = self._window(worker)
+        while self._waiting and worker.load <= window * REFILL_SHARE:
+            count = min(MAX_SHARD, window - worker.load, len(self._waiting))
+            calls = [self._waiting.popleft() for _ in range(count)]
+            calls = [call for call in calls if not call.result.done()]  # without cancelled ones
+            if calls:
+                self._send(worker, calls)
 
-    def _send(self, worker: _Worker, calls: list[_Call]) -> None:
+    def _window(self, worker: RemoteWorker) -> int:
+        return TRIAL_WINDOW if self._ended_calls < TRIAL_CALLS else worker.window(self._pace.in_flight)
+
+    def _send(self, worker: RemoteWorker, calls: list[PendingCall]) -> None:
         task = self._create_task(self._carry_out(worker, calls))
-        worker.tasks.add(task)
-        task.add_done_callback(worker.tasks.discard)
+        worker.shard_tasks.add(task)
+        task.add_done_callback(worker.shard_tasks.discard)
         for call in calls:
-            call.number, call.worker, call.task = next(self._numbers), worker, task
+            call.number, call.worker, call.shard_task = next(self._call_numbers), worker, task
             call.hooks.in_flight = True
             worker.calls[call.number] = call
 
-    async def _carry_out(self, worker: _Worker, calls: list[_Call]) -> dict[int, Any]:
-        """Have a shard carried out, and return the errors by number of the call."""
-        shard = remote.Shard.of(self.token, worker.process, [call.pack() for call in calls])
-        sent, found, future = True, dict[int, Any](), None
+    async def _carry_out(self, worker: RemoteWorker, calls: list[PendingCall]) -> dict[int, Any]:
+        """Have *worker* carry out a shard. Returns the errors of the calls that failed, by call number."""
+        shard = messages.Shard.of(self.token, worker.process, [call.message() for call in calls])
+        maybe_sent = True
+        call_errors: dict[int, Any] = {}
+        future = None
         options = {"key": shard.key, "workers": [worker.address], "pure": False, "retries": 0}
         try:
             await self._engine.rows_on_disk()
             future = self._client.submit(remote.run_shard, shard, **options)
-            failed = await future.exception()
-            if failed or any(call.has_failed or call.number in worker.calls for call in calls):
-                found = await future  # raises that exception
+            shard_error = await future.exception()
+            all_patched = all(not call.has_failed and call.number not in worker.calls for call in calls)
+            if shard_error is not None or not all_patched:  # otherwise the result is empty
+                call_errors = await future  # raises `shard_error`
         except errors.JournalError as error:
-            sent = False
+            maybe_sent = False
             self._engine.abort(error)
-        except PostPressError as error:  # raised before anything was sent
-            sent, worker.problem = False, f"{worker.address}: {error}"
-        except GONE:
-            self._lose(worker)
-        except Exception as error:  # also if the result cannot be unpickled: it never can be
+        except PostPressError as error:  # `SessionPlugin.problem`
+            maybe_sent = False
+            worker.problem = f"{worker.address}: {error}"
+        except _LOSS_ERRORS:
+            worker.lose()
+        except Exception as error:  # also if the result cannot be unpickled, which would happen again
             worker.problem = f"{worker.address}: {type(error).__name__}: {error}"
         finally:
             if future is not None:
-                future.release()  # if it still runs, the worker cancels it
+                future.release()  # if the shard still runs, the worker cancels it
             for call in calls:
-                self._give_up(call, found.get(call.number) or _UnreportedError(sent))
-        return found
+                if call.leave_worker():
+                    call.fail(call_errors.get(call.number) or UnreportedError(maybe_sent=maybe_sent))
+        return call_errors
 
-    def _give_up(self, call: _Call, error: Exception) -> None:
-        """Fail a call that its worker will not report."""
-        if self._forget(call):
-            call.fail(error)
-
-    def _forget(self, call: _Call) -> bool:
-        """Remove the call from its worker. Returns whether the worker had it."""
-        if call.worker is None or call.number not in call.worker.calls:
-            return False
-        self._on_backoff(call, call.worker, False)
-        del call.worker.calls[call.number]
-        return True
-
-    async def _stop_when_ended(self) -> None:
+    async def _stop_at_end_of_waits(self) -> None:
+        """Once `waits` ends, end the calls that no worker has, and tell the workers to stop."""
         ended = asyncio.get_running_loop().create_future()
         self.waits.complete_at(ended, float("inf"))
         await ended
@@ -291,157 +250,139 @@ class Coordinator:
     # --- Reports ---
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Take in the reports of a worker."""
-        if event["token"] != self.token or (worker := self._workers.get(event["process"])) is None:
+        """Process the reports of a worker."""
+        worker = self._workers.get(event["process"])
+        if event["token"] != self.token or worker is None:
             return
-        storing: dict[int, asyncio.Task[None]] = {}
-        for kind, number, *values in pickle.loads(event["reports"]):  # noqa: S301 - from a worker
-            if kind == "paused":
-                self._on_paused(worker, *values)
-            elif (call := worker.calls.get(number)) is None:
+        need_keys: list[PendingCall] = []
+        reports: list[messages.Report] = pickle.loads(event["reports"])  # noqa: S301 - from a worker
+        for report in reports:
+            if isinstance(report, messages.PauseChanged):
+                self._on_pause_changed(worker, report.paused)
+                continue
+            call = worker.calls.get(report.call_number)
+            if call is None:
                 continue  # the worker was lost, and another one has the account
-            elif kind == "generation":
-                storing[number] = call.storing = self._create_task(call.keys.renew())
-            else:
-                getattr(self, f"_on_{kind}")(call, worker, *values)
-        if storing:
-            self._create_task(self._store(worker, storing))
-        self._wake.set()
+            match report:
+                case messages.CallEnded():
+                    self._on_call_ended(call, worker, report)
+                case messages.AttemptFailed():
+                    self._on_attempt_failed(call, worker, report)
+                case messages.BackoffChanged():
+                    call.set_backing_off(report.backing_off)
+                case messages.RetryPlanned():
+                    self._on_retry_planned(call, report)
+                case messages.NewKeyNeeded():
+                    call.storing_key = self._create_task(call.keys.renew())
+                    need_keys.append(call)
+        if need_keys:
+            self._create_task(self._store_keys(worker, need_keys))
+        self._may_submit.set()
 
-    def _on_ended(
-        self, call: _Call, worker: _Worker, attempts: int, elapsed: float, packed: bytes, resumable: bool
-    ) -> None:
-        if attempts:
-            call.hooks.on_attempt_started(self._clock() - elapsed)
+    def _on_call_ended(self, call: PendingCall, worker: RemoteWorker, report: messages.CallEnded) -> None:
+        if report.attempts:
+            call.hooks.on_attempt_started(self._clock() - report.elapsed)
         worker.cannot_connect = False
         worker.ended += 1
-        self._ended += 1
-        self._forget(call)
-        if packed:
-            error = remote.unpack_error(packed, call.account_id)
-            self._failed[error] = call.number, call.task
+        self._ended_calls += 1
+        call.leave_worker()
+        if report.error is not None:
+            error = messages.unpack_error(report.error, call.account_id)
+            if call.shard_task is not None:
+                self._error_sources[error] = _ErrorSource(call.shard_task, call.number)
             call.hooks.in_flight = False  # stays True on success: a cancellation may precede the result
-            call.hooks.error_to_retry = error if resumable else None
+            call.hooks.error_to_retry = error if report.is_resumable else None
             call.fail(error)
-        elif not call.done.done():
-            call.done.set_result(AccountPatched(call.account_id, (Attempt(1, 0.0, 0.0),) * attempts))
+        elif not call.result.done():
+            attempts = (Attempt(1, 0.0, 0.0),) * report.attempts  # only their number is used
+            call.result.set_result(AccountPatched(call.account_id, attempts))
 
-    def _on_attempt_failed(self, call: _Call, worker: _Worker, packed: bytes) -> None:
-        error = remote.unpack_error(packed, call.account_id)
+    def _on_attempt_failed(
+        self, call: PendingCall, worker: RemoteWorker, report: messages.AttemptFailed
+    ) -> None:
+        error = messages.unpack_error(report.error, call.account_id)
         worker.cannot_connect = isinstance(error, errors.ConnectError | errors.TlsError)
         # A single worker may have no network, which must not halt the rotation.
         if not worker.cannot_connect or all(w.cannot_connect for w in self._workers.values() if w.calls):
             call.hooks.on_attempt_failed(error)
             call.hooks.in_flight = True  # the next attempt may have started
 
-    def _on_backoff(self, call: _Call, worker: _Worker, backing_off: bool) -> None:
-        if call.backing_off is not backing_off:
-            call.backing_off = backing_off
-            worker.backing_off += 1 if backing_off else -1
-            call.hooks.on_backoff(backing_off)
-
-    def _on_retry(self, call: _Call, _worker: _Worker, number: int, wait: float, packed: bytes) -> None:
+    def _on_retry_planned(self, call: PendingCall, report: messages.RetryPlanned) -> None:
         if self._observer is not None:
-            error = remote.unpack_error(packed, call.account_id)
-            self._observer(events.RetryScheduled(call.account_id, number, wait, error))
+            error = messages.unpack_error(report.error, call.account_id)
+            self._observer(events.RetryScheduled(call.account_id, report.attempt, report.wait, error))
 
-    def _on_paused(self, worker: _Worker, paused: bool) -> None:
+    def _on_pause_changed(self, worker: RemoteWorker, paused: bool) -> None:
         worker.is_paused = paused
-        for other in self._workers.values() if paused and not worker.is_lost else ():
-            if other.is_usable and not other.is_paused:  # so that it need not find out by itself
-                other.is_paused = True
-                self._create_task(self._control(other, pause=True))
-        self._note_pause()
+        if paused and not worker.is_lost:
+            # Otherwise the other workers would send requests until each finds that the service is down.
+            for other in self._workers.values():
+                if other.is_usable and not other.is_paused:
+                    other.is_paused = True
+                    self._create_task(self._control(other, pause=True))
+        self._update_paused()
 
-    def _note_pause(self) -> None:
-        working = [worker.is_paused for worker in self._workers.values() if worker.calls]
-        was_paused, self.paused = self.paused, bool(working) and all(working)
-        if self._observer is not None and self.paused is not was_paused:
-            began, self._paused_at = self._paused_at, self._clock()
-            self._observer(events.PauseBegan() if self.paused else events.PauseEnded(self._paused_at - began))
+    def _update_paused(self) -> None:
+        working = [worker for worker in self._workers.values() if worker.calls]
+        was_paused = self.paused
+        self.paused = bool(working) and all(worker.is_paused for worker in working)
+        if self.paused is was_paused:
+            return
+        changed_at = self._clock()
+        if self._observer is not None:
+            self._observer(
+                events.PauseBegan() if self.paused else events.PauseEnded(changed_at - self._paused_at)
+            )
+        self._paused_at = changed_at
 
-    async def _store(self, worker: _Worker, storing: dict[int, asyncio.Task[None]]) -> None:
-        """Once new generations of keys are stored, let the worker use them."""
+    async def _store_keys(self, worker: RemoteWorker, calls: list[PendingCall]) -> None:
+        """Once the journal has stored the next idempotency keys of *calls*, let the worker use them."""
         try:
-            await asyncio.gather(*storing.values())
+            await asyncio.gather(*(call.storing_key for call in calls if call.storing_key is not None))
         except PostPressError as error:  # from the journal
             self._engine.abort(error)
         else:
-            await self._control(worker, stored=list(storing))
+            await self._control(worker, stored_keys=[call.number for call in calls])
 
     # --- Workers ---
 
-    async def _watch(self) -> None:
-        """Follow the scheduler's list of workers."""
-        suspended, answered_at, usable_at = 0.0, self._clock(), self._clock()
-        while True:
-            now = (began := self._clock()) - suspended
-            with suppress(Exception):  # Dask raises many types
-                async with asyncio.timeout(TIMEOUT):
-                    identity = await self._client.scheduler.identity()
-                answered_at = now
-                self._compare(identity["workers"], now)
-            problems = [worker.problem for worker in self._workers.values() if not worker.is_lost]
-            usable_at = now if None in problems else usable_at
-            if now - answered_at > NO_SCHEDULER:
-                self._abort("the cluster's scheduler does not respond any more: start it and its workers")
-            elif all(problems) and (problems or now - usable_at > NO_WORKER):
-                problem = problems[-1] if problems else "no worker is connected"
-                self._abort(f"the cluster has no usable worker ({problem}): fix that")
-            await asyncio.sleep(LOOK_EVERY)
-            elapsed = self._clock() - began
-            suspended += elapsed if elapsed > 2 * TIMEOUT else 0.0  # this process was suspended (Ctrl-Z)
-
-    def _compare(self, found: dict[str, dict[str, Any]], now: float) -> None:
-        for address, facts in found.items():
-            worker = self._workers.setdefault(process := facts["local_directory"], _Worker(address, process))
-            if worker.last_seen != facts["last_seen"]:
-                worker.last_seen, worker.heard_at, worker.is_lost = facts["last_seen"], now, False
-            worker.speed, worker.ended = worker.ended / LOOK_EVERY, 0
-        processes = {facts["local_directory"] for facts in found.values()}
-        for worker in self._workers.values():
-            if worker.process not in processes or now - worker.heard_at > SILENT:
-                self._lose(worker)
-        self._note_pause()
-        before, self._sharers = self._sharers, [w for w in self._workers.values() if w.is_usable or w.calls]
-        if before != self._sharers:
+    def _on_workers_updated(self) -> None:
+        self._update_paused()
+        sharers = [worker for worker in self._workers.values() if worker.is_usable or worker.calls]
+        if sharers != self._rate_sharers:
+            self._rate_sharers = sharers
             self._create_task(self._share_rate())
 
-    def _lose(self, *workers: _Worker) -> None:
-        """Have others carry out what the workers have not reported."""
-        for worker in workers:
-            worker.is_lost, worker.rate = True, 0.0
-            for task in worker.tasks:
-                task.cancel()  # releases the shard
-            for call in tuple(worker.calls.values()):
-                self._give_up(call, _UnreportedError(True))
-
     async def _share_rate(self) -> None:
-        """Split the rate, if any, evenly. No share grows before others have shrunk."""
-        async with self._sharing:
-            workers, rate = self._sharers, self._pace.rate or 0.0
+        """Split the rate limit, if any, evenly. Larger shares shrink before smaller ones grow."""
+        async with self._sharing_rate:
+            workers, rate = self._rate_sharers, self._pace.rate or 0.0
             for worker in sorted(workers, key=lambda worker: worker.rate, reverse=True):
                 others = sum(other.rate for other in workers if other is not worker)
                 share = min(rate / len(workers), rate - others)
                 if share > 0 and share != worker.rate and await self._control(worker, rate=share):
                     worker.rate = share
-        self._wake.set()
+        self._may_submit.set()
 
-    async def _control(self, worker: _Worker, **changes: Any) -> bool:
-        """Call `control` on the worker until it responds. Returns False if it is lost before."""
+    async def _control(self, worker: RemoteWorker, **changes: Any) -> bool:
+        """Call `remote.control` on the worker until it responds. Returns False if the worker is lost."""
         while not worker.is_lost:
             with suppress(Exception):
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(RESPONSE_TIMEOUT):
                     await self._client.run(remote.control, self.token, workers=[worker.address], **changes)
                     return True
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(POLL_INTERVAL)
         return False
 
     def _abort(self, reason: str) -> None:
         """End the rotation and its calls now."""
         self._engine.abort(errors.ClusterError(f"{reason}, then run the same command again"))
         self._stopping = True
-        self._lose(*self._workers.values())
+        self._lose_all_workers()
+
+    def _lose_all_workers(self) -> None:
+        for worker in self._workers.values():
+            worker.lose()
 
     def _create_task(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         task = asyncio.create_task(work, name="cluster-coordinator")

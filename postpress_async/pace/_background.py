@@ -4,176 +4,199 @@ import math
 from typing import Final
 
 ALLOWANCE: Final = 0.02
-"""Share of 429s that is always tolerated: so few do no harm, whatever causes them."""
+"""Share of 429s that is always tolerated, because it does little harm whatever its cause."""
 
 MARGIN: Final = 1.5
 """Multiple of the background share that is tolerated, in addition to `ALLOWANCE`."""
 
+MIN_SHARE: Final = 0.002
+"""A lower background share is treated as 0."""
+
 CUSUM_THRESHOLD: Final = 7.0
-"""Threshold of the cumulative sum. A true share of at most two thirds of the tolerated one exceeds it by
-chance once in about 10,000 429s."""
+"""Threshold of the cumulative sum. If the true share is at most two thirds of the tolerated one, the sum
+exceeds the threshold by chance about once in 10,000 429s."""
 
 THRESHOLD_PER_SHARE: Final = 150.0
-"""At the limit of a known tier, the threshold is 1 plus this multiple of the background share."""
+"""At the known limit of a tier, the threshold is 1 plus this multiple of the background share."""
 
-MIN_REFUSED: Final = 6
-"""Minimum number of 429s from which a share is estimated."""
+MIN_429S: Final = 6
+"""Minimum number of 429s for an estimate of the background share."""
 
 MIN_EXPECTED: Final = 16.0
-"""Minimum number of expected 429s before the share is lowered, at most to two standard deviations above the
-observed one."""
+"""Minimum number of 429s that the background share predicts before an update may lower it."""
+
+LOWERING_DEVIATIONS: Final = 2.0
+"""The share is lowered at most to this many standard deviations above the observed share."""
 
 UNTESTED_SHARE: Final = 0.03
-"""Highest share that is believed without a trial, because it does little harm if it is wrong."""
+"""Highest background share that is accepted without a trial, because it does little harm if it is wrong."""
 
 UNCHANGED_RATIO, LOWERED_RATIO = 0.6, 0.1
-"""Multiples of the share of 429s before a trial that speak against and for the rate as their cause. The share
-before is too high on average, because an unusual number of 429s starts the trial."""
+"""Shares of 429s in a trial, as multiples of the share before it, that are expected if the rate is not their
+cause, and if it is. The first is below 1 because an unusually high share starts a trial."""
 
 RATE_IS_CAUSE, RATE_IS_NOT_CAUSE = -3.0, 4.0
-"""Log-likelihood ratios at which a trial ends, for errors of about 5% and 2%. The second error is worse: the
-session then exceeds its tier until the next trial."""
+"""Log-likelihood ratios at which a trial ends. About 5% of the first results are wrong, and 2% of the second
+ones, whose errors are worse: the session then exceeds its tier until the next trial."""
 
 TRIAL_429S: Final = 8.0
-"""Number of 429s, expected if the rate is not their cause, after which a trial ends with the likelier one."""
+"""A trial ends with the likelier result after as many requests as would give this many 429s if the rate were
+not their cause."""
 
 
 class Background:
     """
-    The share of requests that get a 429 at any request rate, for example because of limits per account.
+    The background share: the share of requests that get a 429 whatever the request rate, for example because
+    of a limit per account.
 
-    A cumulative sum detects that more requests get one: each 429 adds 1, each request subtracts the tolerated
-    share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection Schemes", Biometrika 41,
-    1954).
+    A cumulative sum detects that the share of 429s exceeds the tolerated share: each 429 adds 1, each request
+    subtracts the tolerated share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection
+    Schemes", Biometrika 41, 1954).
 
     Attributes:
-        share: The share, as far as it is known.
-        requests_below: Requests sent below the plateau, where an unchanged tier refuses none.
+        share: The estimate of the background share.
+        requests_below: Number of requests sent below the plateau of the rate limiter. Unless the tier has
+            changed, all their 429s belong to the background.
     """
 
     def __init__(self) -> None:
         self.share: float = 0.0
         self.requests_below: int = 0
-        self._refused_below = 0
+        self._throttled_below = 0
         self._sum = 0.0
-        self._refused = self._requests = 0  # in total
-        self._refused_at_zero = self._requests_at_zero = 0  # when the sum was last 0
-        self._refused_at_update = self._served_at_update = 0
+        self._throttled = self._requests = 0  # totals
+        self._throttled_at_zero = self._requests_at_zero = 0  # totals when the sum was last 0
+        self._throttled_at_update = self._served_at_update = 0  # totals at the last update
 
     @property
     def tolerated(self) -> float:
-        """The share that is tolerated."""
+        """The share of 429s that is tolerated."""
         return MARGIN * self.share + ALLOWANCE
 
     @property
     def recent(self) -> tuple[int, int]:
         """The 429s and the requests since the sum was last 0."""
-        return self._refused - self._refused_at_zero, self._requests - self._requests_at_zero
+        return self._throttled - self._throttled_at_zero, self._requests - self._requests_at_zero
 
     def record_throttled(self, served: int, in_flight: int, *, below: bool) -> float:
         """
-        Record a 429, with the requests served so far and whether it was sent below the plateau.
+        Record a 429, with the requests served so far, and return the cumulative sum.
 
-        Returns the cumulative sum.
+        *below* tells whether the request was sent below the plateau of the rate limiter.
         """
-        requests = served + in_flight + self._refused + 1
+        requests = served + in_flight + self._throttled + 1
         added = requests - self._requests
         if added < 0:
-            # Requests that ended otherwise, for example with a 503, are no longer in *in_flight*.
+            # Requests that ended with another error, such as a 503, are neither served nor in flight.
             self._requests_at_zero += added
         self._sum -= self.tolerated * max(0, added)
         if self._sum <= 0:
             self._sum = 0.0
-            self._refused_at_zero, self._requests_at_zero = self._refused, requests - 1
+            self._throttled_at_zero, self._requests_at_zero = self._throttled, requests - 1
         self._sum += 1
-        self._refused += 1
+        self._throttled += 1
         self._requests = requests
         if below:
-            self._refused_below += 1
-            share = self._refused_below / max(1, self.requests_below)
-            if self._refused_below >= MIN_REFUSED and self.share < share <= UNTESTED_SHARE:
+            self._throttled_below += 1
+            share = self._throttled_below / max(1, self.requests_below)
+            if self._throttled_below >= MIN_429S and self.share < share <= UNTESTED_SHARE:
                 self.learn(share, served)
         return self._sum
 
     def restart(self) -> None:
-        """Forget the sum and what was seen below the plateau, because the rate or the share has changed."""
+        """Reset the sum and the counts below the plateau, because the rate or the share has changed."""
         self._sum = 0.0
-        self.requests_below = self._refused_below = 0
+        self.requests_below = self._throttled_below = 0
 
     def learn(self, share: float, served: int) -> None:
-        """Set the share; *served* is the total so far."""
+        """Set the background share. *served* is the number of requests served so far."""
         self.share = share
-        self._refused_at_update, self._served_at_update = self._refused, served
+        self._throttled_at_update, self._served_at_update = self._throttled, served
 
     def update(self, served: int, *, limited: bool) -> None:
         """
-        Lower the share if significantly fewer 429s arrived; *served* is the total so far.
+        Lower the background share if significantly fewer 429s arrived.
 
-        *limited* says that the limit of a tier is known. Then only requests below the plateau count.
+        *served* is the number of requests served so far. If the limit of a tier is known (*limited*), only
+        requests below the plateau count.
         """
-        refused, requests = self._refused_below, self.requests_below
+        throttled, requests = self._throttled_below, self.requests_below
         if not limited:
-            refused = self._refused - self._refused_at_update
-            requests = served - self._served_at_update + refused
+            throttled = self._throttled - self._throttled_at_update
+            requests = served - self._served_at_update + throttled
         expected = self.share * requests
         if expected < MIN_EXPECTED:
             return
-        share = min(self.share, (refused + 2 * math.sqrt(refused)) / requests)
-        self.learn(share if share >= ALLOWANCE / 10 else 0.0, served)
-        self.requests_below = self._refused_below = 0
+        share = min(self.share, (throttled + LOWERING_DEVIATIONS * math.sqrt(throttled)) / requests)
+        self.learn(share if share >= MIN_SHARE else 0.0, served)
+        self.requests_below = self._throttled_below = 0
 
 
 class Trial:
     """
-    Whether a lower rate lowers the share of 429s, as it does below the limit of a tier.
+    Determines whether the request rate is the cause of 429s: whether a lower rate lowers their share.
 
-    Decided by a sequential probability ratio test (A. Wald, "Sequential Tests of Statistical Hypotheses",
-    1945) with as few requests as possible.
+    A sequential probability ratio test needs as few requests as possible for that (A. Wald, "Sequential Tests
+    of Statistical Hypotheses", 1945).
 
     Args:
-        refused: 429s before the trial.
-        requests: The requests among which they were.
-        background: The share of 429s that are known not to depend on the rate.
-        served: The total that will have been served when the first request of the trial is.
+        throttled: Number of 429s before the trial.
+        requests: Number of requests before the trial that gave these 429s.
+        background: The background share that is already known.
+        served: Number of requests served so far, plus those in flight: they do not belong to the trial.
+
+    Attributes:
+        sent: Number of requests sent during the trial. The owner counts them.
+        throttled: Number of 429s during the trial. The owner counts them.
+        is_second: Whether another trial at a higher rate preceded this one.
     """
 
-    def __init__(self, refused: int, requests: int, background: float, served: int) -> None:
+    def __init__(self, throttled: int, requests: int, background: float, served: int) -> None:
         self.sent: int = 0
-        self.refused: int = 0
+        self.throttled: int = 0
         self.is_second: bool = False
         self._background: Final = background
-        self._before: Final = refused, requests
-        lowered = max(background, LOWERED_RATIO * refused / requests)
-        unchanged = min(max(UNCHANGED_RATIO * refused / requests, 2 * lowered), (1 + lowered) / 2)
-        self._refused_weight: Final = math.log(unchanged / lowered)
+        self._throttled_before: Final = throttled
+        self._requests_before: Final = requests
+        # The expected shares in the trial if the rate is the cause, and if it is not.
+        lowered = max(background, LOWERED_RATIO * throttled / requests)
+        unchanged = min(max(UNCHANGED_RATIO * throttled / requests, 2 * lowered), (1 + lowered) / 2)
+        self._throttled_weight: Final = math.log(unchanged / lowered)
         self._served_weight: Final = math.log((1 - unchanged) / (1 - lowered))
         self._served_before: Final = served
-        self._longest: Final = TRIAL_429S / unchanged
+        self._max_responses: Final = TRIAL_429S / unchanged
 
     @property
     def share(self) -> float:
-        """The share of 429s, before and in the trial."""
-        refused, requests = self._before
-        return (refused + self.refused) / (requests + self.sent)
+        """The share of 429s before and during the trial."""
+        return (self._throttled_before + self.throttled) / (self._requests_before + self.sent)
 
     def second(self, served: int) -> "Trial":
-        """A trial at another rate, after this one; *served* is the total so far."""
-        refused, requests = self._before
-        in_flight = max(0, self.sent - self.refused - max(0, served - self._served_before))
-        trial = Trial(refused + self.refused, requests + self.sent, self._background, served + in_flight)
+        """A trial at another rate that continues this one. *served* is the number served so far."""
+        in_flight = max(0, self.sent - self.throttled - max(0, served - self._served_before))
+        trial = Trial(
+            self._throttled_before + self.throttled,
+            self._requests_before + self.sent,
+            self._background,
+            served + in_flight,
+        )
         trial.is_second = True
         return trial
 
     def result(self, served: int) -> bool | None:
-        """Whether the rate causes the 429s; None if that is not known yet. *served* is the total so far."""
-        # Refusals may arrive long before the other responses: count all requests against the first result,
-        # and only those with a response for the second.
-        evidence = self.refused * self._refused_weight
-        if evidence + (self.sent - self.refused) * self._served_weight >= RATE_IS_NOT_CAUSE:
+        """
+        Return whether the rate is the cause of the 429s, or None while the test is undecided.
+
+        *served* is the number of requests served so far.
+        """
+        # 429s may arrive long before other responses. So requests in flight count as served for the result
+        # "not the cause", and do not count for the result "the cause".
+        served_in_trial = served - self._served_before
+        evidence = self.throttled * self._throttled_weight
+        if evidence + (self.sent - self.throttled) * self._served_weight >= RATE_IS_NOT_CAUSE:
             return False
-        if evidence + (served - self._served_before) * self._served_weight <= RATE_IS_CAUSE:
+        if evidence + served_in_trial * self._served_weight <= RATE_IS_CAUSE:
             return True
-        responses = served - self._served_before + self.refused
-        if responses >= self._longest:
-            return evidence + (responses - self.refused) * self._served_weight < 0
+        if served_in_trial + self.throttled >= self._max_responses:
+            return evidence + served_in_trial * self._served_weight < 0
         return None

@@ -5,46 +5,60 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 FAILURE_THRESHOLD: Final = 20
-"""Overload signals that open the breaker. Each success cancels `SUCCESS_CREDIT` of them."""
+"""Number of overload signals that opens the breaker."""
 
 SUCCESS_CREDIT: Final = 4
-"""A service is therefore down if it answers fewer than one in five requests."""
+"""Number of overload signals that a success cancels. So the breaker opens only if fewer than one request in
+five succeeds."""
 
 MIN_DURATION_FACTOR: Final = 1.5
-"""The signals must continue for this many times the usual latency without a success. A service that is only
-overloaded also refuses many requests in a row, but answers others in between."""
+"""The overload signals must continue for this multiple of the usual latency without a success. A service
+that is overloaded but not down also gives many in a row, but some requests succeed in between."""
+
+LASTING_FACTOR: Final = 4
+"""If the overload signals have continued this many times longer, twice their threshold opens the breaker even
+with occasional successes."""
+
+RETRY_AFTER_SIGNALS: Final = 3
+"""Number of consecutive overload signals after which a Retry-After opens the breaker, unless it concerns the
+whole API key."""
 
 RECOVERY_THRESHOLD: Final = 50
-"""Successes after which the next failure starts a new outage. Otherwise a service that answers only an
-occasional probe would get a burst of requests each time, after a pause as short as the first."""
+"""Number of successes after which the next overload signal belongs to a new outage. Before that, it continues
+the old outage, whose probes are further apart. Otherwise a service that answers an occasional probe would get
+a burst of requests after each of many short pauses."""
 
 PROBE_INTERVAL_SHARE: Final = 1 / 24
-"""Time between probes as a share of the outage so far; with jitter, at most 1/19. Exponential backoff can
-fall into step with a flapping service. With 1/16, unlucky jitter prolonged an outage of 20 s by 4.3%, and
-saved at most 20 probes."""
+"""Time between probes as a share of the outage so far; with jitter, at most 1/19. Exponential backoff could
+fall into step with a flapping service. In simulations with 1/16, unlucky jitter prolonged an outage of 20 s
+by 4.3%, and saved at most 20 probes."""
 
 MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL = 0.1, 5.0
 """Shortest and longest time between two probes, in seconds, before jitter."""
 
 MAX_PROBES: Final = 16
-"""Maximum probes in flight. A single probe that hangs would hide that the service is back."""
+"""Maximum number of probes in flight. If it were 1, a probe that hangs would delay the detection."""
 
 MAX_RETRY_AFTER: Final = 120.0
-"""Longest Retry-After in seconds that the breaker honours; longer ones are shortened to it."""
+"""Longest pause in seconds after a Retry-After; longer ones are cut to it."""
 
 
 class CircuitBreaker:
     """
     Opens when the service is down, and closes when a probe succeeds.
 
-    A request belongs to the *generation* in which it was sent. Do not report responses to requests of an
+    A request belongs to the *generation* in which it was sent. Do not record responses to requests of an
     earlier generation: they are out of date.
+
+    Args:
+        threshold: Number of overload signals that opens the breaker, as `FAILURE_THRESHOLD`.
+        random: Returns numbers from 0 to 1, for jitter.
 
     Attributes:
         is_open: Whether only probes may be sent.
-        generation: Number of times that it has opened or closed.
+        generation: Number of times that the breaker has opened or closed.
         outage_started: Start of the current or last outage.
-        probe_at: Time of the next probe; infinite while it is closed.
+        probe_at: Time of the next probe; infinite while the breaker is closed.
         last_success: Time of the latest response that was not an overload signal.
     """
 
@@ -58,21 +72,23 @@ class CircuitBreaker:
         self._failures = 0
         self._first_failure_sent = 0.0
         self.last_success: float = -math.inf
-        self._consecutive = 0
-        self._successes = RECOVERY_THRESHOLD  # since it closed
+        self._consecutive_failures = 0
+        self._successes = RECOVERY_THRESHOLD  # since the breaker closed
         self._closed_at = 0.0
-        self._probes = 0
+        self._probes = 0  # in flight
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
         """The state; half-open while a probe is in flight."""
-        return "closed" if not self.is_open else "half-open" if self._probes else "open"
+        if not self.is_open:
+            return "closed"
+        return "half-open" if self._probes else "open"
 
     def record_success(self, now: float) -> None:
         """Record a response that is not an overload signal."""
         self.last_success = now
         self._successes += 1
-        self._consecutive = 0
+        self._consecutive_failures = 0
         if self._failures:
             self._failures = max(0, self._failures - SUCCESS_CREDIT)
 
@@ -82,33 +98,35 @@ class CircuitBreaker:
             self._first_failure_sent = sent
             self._start_outage(now)
         self._failures += 1
-        self._consecutive += 1
-        silence = now - max(self._first_failure_sent, self.last_success)
-        down = self._failures >= self._threshold and silence >= MIN_DURATION_FACTOR * latency
-        lasting = now - self._first_failure_sent >= 4 * MIN_DURATION_FACTOR * latency
-        if not down and not (lasting and self._failures >= 2 * self._threshold):
-            return False
-        self._open(now + self._probe_interval(now))
-        return True
+        self._consecutive_failures += 1
+        min_duration = MIN_DURATION_FACTOR * latency
+        without_success = now - max(self._first_failure_sent, self.last_success) >= min_duration
+        lasting = now - self._first_failure_sent >= LASTING_FACTOR * min_duration
+        opens = (without_success and self._failures >= self._threshold) or (
+            lasting and self._failures >= 2 * self._threshold
+        )
+        if opens:
+            self._open(now + self._probe_interval(now))
+        return opens
 
     def on_retry_after(self, seconds: float, now: float, *, key_wide: bool) -> bool:
         """
-        Handle the Retry-After of an overload signal, which may open the breaker, or keep it open longer.
+        Open the breaker for the Retry-After of an overload signal, or keep it open longer.
 
-        Returns whether the breaker opens. *key_wide* says that the signal concerns all requests with the
-        key (a 429). A 503 may concern a single request, so three consecutive signals are required.
+        *key_wide* tells whether the signal concerns all requests with the API key, as a 429 of its rate limit
+        does. A 503 may concern a single request. Returns whether the breaker opens.
         """
-        until = now + min(seconds, MAX_RETRY_AFTER) * (1 + 0.05 * self._random())
+        until = now + min(seconds, MAX_RETRY_AFTER) * (1 + 0.05 * self._random())  # jitter
         if self.is_open:
             self.probe_at = max(self.probe_at, until)
             return False
-        if not key_wide and self._consecutive < 3:
+        if not key_wide and self._consecutive_failures < RETRY_AFTER_SIGNALS:
             return False
         self._open(until)
         return True
 
     def trip(self, now: float) -> None:
-        """Open because another session with the same key found the service down, and probe soon."""
+        """Open because another session with the same API key found that the service is down."""
         if not self._failures:
             self._first_failure_sent = now
             self._start_outage(now)
@@ -116,7 +134,7 @@ class CircuitBreaker:
 
     @property
     def next_probe_at(self) -> float | None:
-        """The time of the next probe; None if closed, or if a probe in flight must end first."""
+        """Time of the next probe; None if the breaker is closed, or if a probe in flight must end first."""
         return self.probe_at if self.is_open and self._probes < MAX_PROBES else None
 
     def may_probe(self, now: float) -> bool:
@@ -129,23 +147,23 @@ class CircuitBreaker:
         self.probe_at = now + self._probe_interval(now)
 
     def end_probe(self, success: bool | None, now: float) -> bool:
-        """Record the result of a probe; None if it ended without one. Returns whether the breaker closes."""
+        """Record the result of a probe; None if there is no result. Returns whether the breaker closes."""
         self._probes -= 1
         if success is None:
-            self.probe_at = now  # nothing was learned, so probe again at once
+            self.probe_at = now  # probe again at once
         if not success:
             return False
         self._closed_at = now
         self.is_open = False
         self.generation += 1
         self.probe_at = math.inf
-        self._failures = self._consecutive = self._successes = self._probes = 0
+        self._failures = self._consecutive_failures = self._successes = self._probes = 0
         return True
 
     def _start_outage(self, now: float) -> None:
-        """Start a new outage, unless the last one has only just ended."""
-        recovered = self._successes >= RECOVERY_THRESHOLD
-        if recovered or now - self._closed_at > self._closed_at - self.outage_started:
+        """Start a new outage if the service has recovered from the last one. Otherwise that one continues."""
+        last_outage = self._closed_at - self.outage_started
+        if self._successes >= RECOVERY_THRESHOLD or now - self._closed_at > last_outage:
             self.outage_started = now
 
     def _open(self, probe_at: float) -> None:
@@ -156,4 +174,5 @@ class CircuitBreaker:
 
     def _probe_interval(self, now: float) -> float:
         interval = (now - self.outage_started) * PROBE_INTERVAL_SHARE
-        return min(max(interval, MIN_PROBE_INTERVAL), MAX_PROBE_INTERVAL) * (0.75 + 0.5 * self._random())
+        jitter = 0.75 + 0.5 * self._random()
+        return min(max(interval, MIN_PROBE_INTERVAL), MAX_PROBE_INTERVAL) * jitter

@@ -21,19 +21,19 @@ class LoadSignal(Enum):
     """
     What the end of an attempt says about the load of the service.
 
-    It depends on the error's class, not its scope: a 503 about one account still means overload.
+    It depends on the error's class, not on its scope: a 503 about one account is also an overload signal.
     """
 
     SUCCESS = "success"
     """The account was patched."""
     ALIVE = "alive"
-    """The service answered and is not overloaded: an error of the request, the account or the proxy."""
+    """The service responded with an error that has another cause: the request, the account or the proxy."""
     OVERLOAD = "overload"
-    """A 503, a 502 or 504 from a gateway, ``request_timeout``, a timeout, or a connection refused or lost."""
+    """A 503, a 502 or 504 of a gateway, ``request_timeout``, a timeout, or a refused or lost connection."""
     THROTTLED = "throttled"
     """A 429."""
     NONE = "none"
-    """Nothing: the attempt was cancelled, or ended before it was sent."""
+    """Nothing: the attempt was cancelled, or its request was not sent."""
 
 
 _OVERLOADS: Final = (UnavailableError, BadGatewayError, GatewayTimeoutError, TransportError)
@@ -46,7 +46,7 @@ def load_signal_of(error: PostPressError) -> LoadSignal:
     if isinstance(error, ProxyError):
         return LoadSignal.ALIVE
     if isinstance(error, TlsError):
-        return LoadSignal.NONE  # waiting does not make a certificate valid
+        return LoadSignal.NONE  # a slower pace does not make a certificate valid
     if isinstance(error, _OVERLOADS):
         return LoadSignal.OVERLOAD
     if isinstance(error, AnswerError):

@@ -30,25 +30,25 @@ class Pace:
     """
     Limits of concurrency and rate, shared by all calls of a session. Calls wait rather than fail.
 
-    With *adaptive*, three limits are learned from the responses:
+    With *adaptive*, the session also learns from the responses:
 
     - An adaptive concurrency limit: slow start from *start*, then CUBIC (RFC 9438). It decreases if a
-      significant share of requests is refused.
-    - A circuit breaker: after about 20 refusals and hardly a success, all calls wait. Single probes detect
-      the end of the outage within 1/19 of its length, or about 6 s.
+      significant share of requests fails with a sign of overload, such as a 503 or a timeout.
+    - A circuit breaker: after about 20 such failures with hardly a success, all calls wait. Single probes
+      detect the end of the outage within 1/19 of its length, or about 6 s.
     - A rate limit, from 429s. It ignores 429s whose share does not fall at a lower rate, such as those of a
       limit per account.
 
     Attributes:
-        in_flight: Maximum requests in flight; at least 1.
-        adaptive: Whether these limits are learned. If False, exactly *in_flight* requests may be in flight,
-            and refusals neither slow nor pause calls; *rate* still applies.
-        rate: Maximum requests per second, such as that of your tier; None for no limit. A burst is at most
-            20 ms of the rate, or one request.
+        in_flight: Maximum number of requests in flight; at least 1.
+        adaptive: Whether these limits are learned. If False, *in_flight* requests may always be in flight,
+            and error responses neither slow nor pause calls; *rate* still applies.
+        rate: Maximum requests per second, such as the limit of your tier; None for no limit. A burst is at
+            most 20 ms of the rate, or one request.
         start: Initial concurrency limit, from 1 to *in_flight*. Before the first response it is at most 100.
             Ignored without *adaptive*.
-        max_waiting: Calls of `update_proxy` that may wait for a permit; one more raises `BusyError` at once.
-            None for no limit. Retries, and calls of a rotation, always wait.
+        max_waiting: Maximum number of calls of `update_proxy` that wait for a permit; one more raises
+            `BusyError` at once. None for no limit. Retries and calls of a rotation always wait.
 
     Raises:
         ValueError: A value is out of its range or of the wrong type.

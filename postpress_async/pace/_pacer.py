@@ -1,4 +1,4 @@
-"""Grants permits within the concurrency limit, rate limit and circuit breaker, and queues waiting calls."""
+"""Grants permits within the limits of concurrency and rate and the circuit breaker; queues waiting calls."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,18 +15,18 @@ from postpress_async.pace._pace import Pace
 from postpress_async.pace._rate_limiter import RateLimiter
 
 OWN_RETRY_AFTER: Final = 2.0
-"""Longest Retry-After, in seconds, that delays only the refused call. A longer one also opens the breaker if
-enough requests get it. The refused call always waits for its full Retry-After."""
+"""Longest Retry-After, in seconds, that delays only the call that gets it. A longer one also opens the
+circuit breaker if enough requests get it. The call itself always waits for its full Retry-After."""
 
 MIN_TIMER: Final = 0.001
-"""Shortest delay of a timer, in seconds. A loop may fire a timer one clock tick early; without a minimum, it
-would then spin."""
+"""Shortest delay of a timer, in seconds. An event loop may fire a timer one clock tick early. Without a
+minimum delay, the timer would then be set and fire again and again."""
 
 OVERLOAD_SHARE: Final = 0.05
-"""Share of refusals, of about the latest 50 requests, from which they mean that the service is overloaded."""
+"""Share of overload signals among about the latest 50 requests above which the service is overloaded."""
 
 RETRY_SHARE: Final = 8
-"""If both are waiting, one in this many permits goes to a new call and the others to retries."""
+"""If retries and new calls wait, one in this many permits goes to a new call, and the others to retries."""
 
 
 @define(eq=False)
@@ -45,7 +45,7 @@ class Permit:
     probe: bool = False
 
 
-# Reading a global takes a third of the time of reading an attribute.
+# Reading a global variable takes a third of the time of reading an attribute of the enum.
 _SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = LoadSignal
 PermitFuture: TypeAlias = "asyncio.Future[Permit | None]"
 
@@ -63,7 +63,8 @@ class Pacer:
         random: Returns numbers from 0 to 1.
         on_pause: Called with True when the circuit breaker opens and with False when it closes. It is called
             last, so the state is consistent even if it raises.
-        on_change: Called with the limit, or None, and the rate, or None, when they changed by a tenth.
+        on_change: Called with the concurrency limit and the rate when one of them has changed by a tenth. The
+            other one is None if it has not.
     """
 
     def __init__(
@@ -80,21 +81,26 @@ class Pacer:
         self._on_pause: Final = on_pause
         self._on_change: Final = on_change
         self._limiter: Final = ConcurrencyLimiter(pace.in_flight, pace.start)
-        # Few requests in flight give few signals. 5 is more than one call has attempts.
-        self._breaker: Final = CircuitBreaker(max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight)), random)
+        # Few requests in flight give few overload signals. The attempts of one call must not suffice, and by
+        # default it has four.
+        threshold = max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight))
+        self._breaker: Final = CircuitBreaker(threshold, random)
         self._rate_limiter: Final = RateLimiter(pace.rate)
         self._record_served_at = -float("inf")
-        self._permits = 0  # permits in use, and those of refused requests until the usual latency has passed
-        self._held: Final[list[float]] = []  # a heap of the times at which the latter are released
+        self._permits = 0  # permits in use, and held ones
+        # A heap of the times at which held permits are released. The permit of a request with an overload
+        # signal is held until the usual latency has passed, so that fast errors do not cause more requests.
+        self._held: Final[list[float]] = []
         self._stale = 0  # permits in use that were granted before the breaker last opened or closed
-        self._waiting: Final = (WaitQueue[Permit | None](), WaitQueue[Permit | None]())  # retries, new calls
+        self._retries: Final = WaitQueue[Permit | None]()
+        self._new_calls: Final = WaitQueue[Permit | None]()
         self._retries_in_a_row = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fast_limit = 0  # `limit` if a permit is free without further checks, otherwise 0
         self._update_fast_limit()
-        self._reported = float(self.limit), self.rate
+        self._reported_limit, self._reported_rate = float(self.limit), self.rate
 
     @property
     def paused(self) -> bool:
@@ -104,8 +110,8 @@ class Pacer:
     @property
     def is_full(self) -> bool:
         """Whether no further new call may wait."""
-        most = self._pace.max_waiting
-        return most is not None and self._waiting[1].count >= most
+        maximum = self._pace.max_waiting
+        return maximum is not None and self._new_calls.count >= maximum
 
     @property
     def breaker_state(self) -> Literal["closed", "open", "half-open"]:
@@ -114,11 +120,11 @@ class Pacer:
 
     @property
     def overloaded(self) -> bool:
-        """Whether the service refuses many requests, and answers others."""
+        """Whether many requests get an overload signal while others succeed."""
         limiter, breaker = self._limiter, self._breaker
-        if breaker.is_open or limiter.refusal_share <= OVERLOAD_SHARE:
+        if breaker.is_open or limiter.overload_share <= OVERLOAD_SHARE:
             return False
-        # Otherwise accounts that get nothing but 503s would be retried for ever once the others are done.
+        # Without this check, accounts that always get a 503 would be retried for ever at the end of a run.
         return self._clock() - breaker.last_success <= max(0.5, 2 * limiter.latency)
 
     @property
@@ -134,7 +140,7 @@ class Pacer:
     @property
     def waiting(self) -> int:
         """Calls that wait for a permit."""
-        return self._waiting[0].count + self._waiting[1].count
+        return self._retries.count + self._new_calls.count
 
     @property
     def rate(self) -> float:
@@ -144,11 +150,11 @@ class Pacer:
     def lease(self, rate: float) -> None:
         """Limit the rate to *rate* requests per second, this session's share of its cluster's rate."""
         self._rate_limiter.set_ceiling(rate, self._clock())
-        if self._waiting[0].count or self._waiting[1].count:
+        if self._retries.count or self._new_calls.count:
             self._admit()
 
     def pause(self) -> None:
-        """Open the circuit breaker because another session with the same key found the service down."""
+        """Open the circuit breaker because another session with the same API key found the service down."""
         if not self._pace.adaptive or self._breaker.is_open:
             return
         now = self._clock()
@@ -156,7 +162,7 @@ class Pacer:
         self._limiter.pause(self._breaker.outage_started)
         self._stale = self.in_flight
         self._update_fast_limit()
-        if self._waiting[0].count or self._waiting[1].count:
+        if self._retries.count or self._new_calls.count:
             self._admit()
         if self._on_pause is not None:
             self._on_pause(True)
@@ -173,9 +179,9 @@ class Pacer:
 
     def enqueue(self, *, retry: bool = False) -> PermitFuture:
         """
-        Return the future of a permit. *retry* says whether the call has already sent a request.
+        Return the future of a permit. *retry* tells whether the call has already sent a request.
 
-        A caller that stops waiting, or sets the result None, must `withdraw` it.
+        A caller that stops waiting for the future, or sets its result to None, must `withdraw` it.
         """
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
@@ -183,10 +189,11 @@ class Pacer:
                 raise RuntimeError("the pacer was first used in another event loop")
             self._loop = loop
         future: PermitFuture = loop.create_future()
-        alone = not self.waiting
-        self._waiting[0 if retry else 1].append(future)
-        # Otherwise the timer or a response admits the calls. The rate limiter must see each call that waits.
-        if alone or self._rate_limiter.active:
+        is_first = not self.waiting
+        (self._retries if retry else self._new_calls).append(future)
+        # If others wait already, the timer or a response will admit this call. But the rate limiter must know
+        # of each call that waits, because the rate grows only while calls wait for it.
+        if is_first or self._rate_limiter.active:
             self._admit()
         return future
 
@@ -197,19 +204,26 @@ class Pacer:
             self._rate_limiter.refund()
             self._return(permit)
         else:
-            self._waiting[0 if retry else 1].discard(future)
+            (self._retries if retry else self._new_calls).discard(future)
             self._admit()
 
     def release(self, permit: Permit, signal: LoadSignal, retry_after: float | None = None) -> bool:
         """
-        Return a permit, because its attempt is over, with its load signal and Retry-After in seconds.
+        Return a permit, because its attempt has ended.
 
-        Returns whether the attempt counts: a failed probe, or an attempt that fails in a known outage, says
-        nothing about its call. The caller waits for the Retry-After; above `OWN_RETRY_AFTER`, all calls may.
+        Args:
+            permit: The permit.
+            signal: The load signal of the attempt.
+            retry_after: The Retry-After in seconds. The caller waits for it. If it is longer than
+                `OWN_RETRY_AFTER`, it may also open the circuit breaker.
+
+        Returns:
+            Whether the attempt counts as one of its call. A failed probe, or an attempt that fails in a known
+            outage, does not count.
         """
         if not self._pace.adaptive:
             self._permits -= 1
-            if self._waiting[0].count or self._waiting[1].count:
+            if self._retries.count or self._new_calls.count:
                 self._admit()
             return True
         if signal is _NONE:
@@ -220,13 +234,7 @@ class Pacer:
         was_open = breaker.is_open
         if permit.generation == breaker.generation and not breaker.is_open:
             if signal is _SUCCESS or signal is _ALIVE:
-                self._rate_limiter.served += 1
-                if now >= self._record_served_at:
-                    if permit.sent - breaker.last_success > self._rate_limiter.measuring_window:
-                        self._rate_limiter.resume(now)  # no call was made for a while
-                    self._record_served_at = self._rate_limiter.record_served(now)
-                self._limiter.record_response(permit.sent, self._permits, now, signal is _SUCCESS)
-                breaker.record_success(now)
+                self._record_success(permit, now, timed=signal is _SUCCESS)
             else:
                 counts = self._record_overload(permit, signal, retry_after, now)
         elif permit.probe and permit.generation == breaker.generation:
@@ -236,34 +244,43 @@ class Pacer:
             self._stale -= 1
         if breaker.is_open is not was_open:
             self._stale = self.in_flight - 1
-        if (signal is _OVERLOAD or signal is _THROTTLED) and now < (
-            until := permit.sent + self._limiter.latency
-        ):
-            heappush(self._held, until)
+        hold_until = permit.sent + self._limiter.latency
+        if (signal is _OVERLOAD or signal is _THROTTLED) and now < hold_until:
+            heappush(self._held, hold_until)
         else:
             self._permits -= 1
-        if self._waiting[0].count or self._waiting[1].count:
+        if self._retries.count or self._new_calls.count:
             self._admit()
         else:
             self._update_fast_limit()
-        if self._limiter.value != self._reported[0] or self._rate_limiter.value != self._reported[1]:
+        if self._limiter.value != self._reported_limit or self._rate_limiter.value != self._reported_rate:
             self._report_changes()
         if breaker.is_open is not was_open and self._on_pause is not None:
             self._on_pause(breaker.is_open)
         return counts
 
     def _report_changes(self) -> None:
-        limit, rate = self._reported
+        limit, rate = self._reported_limit, self._reported_rate
         limit_changed = not 0.9 * limit < self.limit < 1.1 * limit
         rate_changed = rate != self.rate and not 0.9 * rate < self.rate < 1.1 * rate
         if limit_changed or rate_changed:
-            self._reported = float(self.limit), self.rate
+            self._reported_limit, self._reported_rate = float(self.limit), self.rate
             if self._on_change is not None:
                 self._on_change(self.limit if limit_changed else None, self.rate if rate_changed else None)
 
     def _loop_clock(self) -> float:
         self._clock = asyncio.get_running_loop().time
         return self._clock()
+
+    def _record_success(self, permit: Permit, now: float, *, timed: bool) -> None:
+        """Record a response without an overload signal while the breaker is closed."""
+        self._rate_limiter.served += 1
+        if now >= self._record_served_at:
+            if permit.sent - self._breaker.last_success > self._rate_limiter.measuring_window:
+                self._rate_limiter.resume(now)  # after a time without requests
+            self._record_served_at = self._rate_limiter.record_served(now)
+        self._limiter.record_response(permit.sent, self._permits, now, timed)
+        self._breaker.record_success(now)
 
     def _record_overload(
         self, permit: Permit, signal: LoadSignal, retry_after: float | None, now: float
@@ -315,17 +332,17 @@ class Pacer:
             self._permits -= 1
         due = None
         breaker = self._breaker
-        while self._waiting[0].has_next() or self._waiting[1].has_next():
+        while self._retries.has_next() or self._new_calls.has_next():
             if breaker.is_open and not breaker.may_probe(now + MIN_TIMER):
                 due = breaker.next_probe_at
                 break
-            if self._permits >= self._most():
+            if self._permits >= self._max_permits():
                 due = self._held[0] if self._held else None
                 break
             if self._rate_limiter.active and not self._rate_limiter.try_acquire(now + MIN_TIMER):
                 due = self._rate_limiter.ready_at
                 break
-            future = self._next()
+            future = self._pop_waiting()
             self._permits += 1
             if breaker.is_open:
                 breaker.start_probe(now)
@@ -337,13 +354,15 @@ class Pacer:
             self._timer.cancel()
             self._timer = None
 
-    def _next(self) -> PermitFuture:
-        retries, new = self._waiting
-        queue = retries if retries.has_next() else new
-        if queue is retries and new.has_next():
+    def _pop_waiting(self) -> PermitFuture:
+        """Remove and return the future that gets the next permit."""
+        if not self._retries.has_next():
+            return self._new_calls.pop()
+        if self._new_calls.has_next():
             self._retries_in_a_row = (self._retries_in_a_row + 1) % RETRY_SHARE
-            queue = retries if self._retries_in_a_row else new
-        return queue.pop()
+            if self._retries_in_a_row == 0:
+                return self._new_calls.pop()
+        return self._retries.pop()
 
     def _wake_at(self, due: float, now: float) -> None:
         if self._timer is not None:
@@ -358,11 +377,11 @@ class Pacer:
         self._timer = None
         self._admit()
 
-    def _most(self) -> int:
-        """The permits that may be in use. Requests from before an outage have no part in the limit."""
+    def _max_permits(self) -> int:
+        """The permits that may be in use. Those from before an outage do not count against the limit."""
         in_flight = self._pace.in_flight
         return in_flight if self._breaker.is_open else min(self.limit + self._stale, in_flight)
 
     def _update_fast_limit(self) -> None:
-        waiting = self._breaker.is_open or self._waiting[0].count or self._waiting[1].count
-        self._fast_limit = 0 if waiting else self._most()
+        waiting = self._breaker.is_open or self._retries.count or self._new_calls.count
+        self._fast_limit = 0 if waiting else self._max_permits()

@@ -1,4 +1,4 @@
-"""The address of a cluster, its certificates, and what a cluster refuses before it starts."""
+"""The address of a cluster, its certificates, and the arguments that it rejects before it starts."""
 
 import asyncio
 import stat
@@ -18,7 +18,7 @@ from tests.support import KEY
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["dask", "distributed"])
-def test_without_dask_it_says_what_to_install(missing: str) -> None:
+def test_import_without_dask_names_the_extra_to_install(missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; import postpress_async.cluster"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
@@ -26,7 +26,7 @@ def test_without_dask_it_says_what_to_install(missing: str) -> None:
     assert "pip install 'postpress-async[distributed]'" in done.stderr.splitlines()[-1]
 
 
-def test_address_is_local_or_a_scheduler() -> None:
+def test_address_is_a_number_of_local_workers_or_a_scheduler() -> None:
     assert ClusterAddress.parse("local:3") == ClusterAddress(3)
     assert ClusterAddress.parse("tls://scheduler.example.com:8786").host == "scheduler.example.com"
     assert ClusterAddress.parse("tls://[2001:db8::1]:8786").host == "2001:db8::1"
@@ -39,7 +39,7 @@ def test_address_is_local_or_a_scheduler() -> None:
     [
         ("local:0", "from 1 to"),
         ("local:", "from 1 to"),
-        ("local:" + "9" * 5_000, "from 1 to"),  # more digits than Python makes a number of
+        ("local:" + "9" * 5_000, "from 1 to"),  # more digits than int() accepts
         ("scheduler:8786", "not the address of a cluster"),
         ("tls://scheduler", "not the address of a cluster"),
         ("tls://scheduler:0", "not the address of a cluster"),
@@ -49,26 +49,26 @@ def test_address_is_local_or_a_scheduler() -> None:
         ("tcp://scheduler:8786", "does not use TLS"),
     ],
 )
-def test_any_other_address_is_refused(text: str, message: str) -> None:
-    """A Dask scheduler runs any code that it receives, and shards contain the passwords of proxies."""
+def test_invalid_or_unencrypted_remote_address_is_rejected(text: str, message: str) -> None:
+    """A Dask cluster runs any code that it receives, and shards contain the passwords of proxies."""
     with pytest.raises(ConfigurationError, match=message):
         ClusterAddress.parse(text)
 
 
 def test_remote_scheduler_requires_certificates(tmp_path: Path) -> None:
-    cluster = ClusterAddress.parse("tls://10.0.0.1:8786")
+    address = ClusterAddress.parse("tls://10.0.0.1:8786")
     with pytest.raises(ConfigurationError, match="cluster-certificates"):
-        cluster.security(None)
+        address.security(None)
     with pytest.raises(ConfigurationError, match="cannot be used"):
-        cluster.security(tmp_path)
+        address.security(tmp_path)
 
     write_certificates(tmp_path)
 
-    assert cluster.security(tmp_path) is not None
+    assert address.security(tmp_path) is not None
 
 
 def test_certificates_are_private_and_never_overwritten(tmp_path: Path) -> None:
-    """A running cluster would not know the new ones."""
+    """New certificates would lock the command out of a cluster that runs with the old ones."""
     folder = tmp_path / "certificates"
     for file in write_certificates(folder):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -82,12 +82,12 @@ def test_certificates_are_private_and_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "response",
     [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", bytes(range(256))],
-    ids=["nothing", "as a web server", "noise"],
+    ids=["silent server", "web server", "random bytes"],
 )
 async def test_server_that_is_not_a_scheduler_is_reported_in_one_sentence(
     response: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask raises anything for what it reads, even MemoryError, and waits for ever for a silent server."""
+    """Dask may raise any error for such a response, even MemoryError, and wait for ever."""
     monkeypatch.setattr(cluster, "CONNECT_TIMEOUT", 0.2)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -101,8 +101,8 @@ async def test_server_that_is_not_a_scheduler_is_reported_in_one_sentence(
             await Cluster(f"tcp://127.0.0.1:{port}").__aenter__()
 
 
-def test_retry_policy_that_cannot_be_pickled_is_refused_at_once() -> None:
-    """Not on the first worker, as if the worker were at fault."""
+def test_retry_policy_that_cannot_be_pickled_is_rejected_by_the_constructor() -> None:
+    """Otherwise the first shard would fail, and the message would blame the worker."""
     lock = threading.Lock()
     Cluster("local:1", api_key=KEY, retry=RetryPolicy(wait=lambda state: 0.1 * state.attempt_number))
 
@@ -110,8 +110,8 @@ def test_retry_policy_that_cannot_be_pickled_is_refused_at_once() -> None:
         Cluster("local:1", api_key=KEY, retry=RetryPolicy(stop=lambda _: lock.locked()))
 
 
-def test_api_key_is_only_for_workers_that_the_cluster_starts() -> None:
-    """Other workers have a key of their own, and the argument would have no effect."""
+def test_api_key_is_rejected_for_a_running_scheduler() -> None:
+    """Its workers read the key from their own environment, so the argument would have no effect."""
     with pytest.raises(ConfigurationError, match="leave api_key out"):
         Cluster("tcp://127.0.0.1:8786", api_key=KEY)
 
@@ -121,6 +121,6 @@ def test_cluster_must_be_started_before_it_rotates() -> None:
         Cluster("local:1", api_key=KEY).rotate({})
 
 
-def test_transport_object_is_refused() -> None:
+def test_transport_object_is_rejected() -> None:
     with pytest.raises(ConfigurationError, match="its workers cannot share an object"):
         Cluster("local:1", api_key=KEY, transport=object())  # type: ignore[arg-type]

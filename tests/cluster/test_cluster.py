@@ -1,4 +1,4 @@
-"""Clusters of real processes: the same results as on one machine, and losses of workers and schedulers."""
+"""Clusters of real processes: the results of a single machine, also if workers or schedulers are killed."""
 
 import asyncio
 import bisect
@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,88 +24,107 @@ from attrs import evolve
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._statistics import Statistics, collect_statistics, stage_of
 from postpress_async.sandbox import Sandbox
-from tests.support.cluster_world import World, free_port, sent_times, settled, until, write_fleet
+from tests.support.cluster_world import (
+    ClusterProcesses,
+    accounts_by_requests,
+    free_port,
+    recorded_states,
+    wait_until,
+    write_fleet,
+)
 
 pytestmark = pytest.mark.slow
 
 LONG = "POSTPRESS_TEST_CLUSTER" in os.environ
-"""Whether the tests run at full length, as `nox -s cluster` runs them."""
+"""Whether to run the tests at full length, as `nox -s cluster` does."""
 
 long = pytest.mark.skipif(not LONG, reason="takes minutes: nox -s cluster")
 
 IN_FLIGHT = 40
+"""Concurrency limit of each worker. Its requests take 0.1 s, so it ends about 400 calls per second."""
+
 UNREPORTED = 100
-"""Upper bound of the calls that a worker has ended and not reported: those of a quarter of a second."""
+"""Maximum number of calls that a worker ended without reporting them: those of a quarter of a second."""
 
 COLUMNS = "ordinal, line, account_id, state, attempts, status, error_type, scope, applied, assignment"
-"""The columns that are the same in every run: all except times and the sandbox's ids of requests."""
+"""The columns of an outcome that do not differ between runs, as times and request ids do."""
 
 
-def rows(journal: Path) -> list[Any]:
-    connection = sqlite3.connect(journal)
-    found = connection.execute(f"SELECT {COLUMNS} FROM outcomes ORDER BY ordinal").fetchall()
-    connection.close()
-    return found
+def recorded_rows(journal: Path) -> list[Any]:
+    with closing(sqlite3.connect(journal)) as connection:
+        return connection.execute(f"SELECT {COLUMNS} FROM outcomes ORDER BY ordinal").fetchall()
 
 
-def numbers(journal: Path) -> Statistics:
-    """The numbers of the report, without times."""
+def statistics_without_times(journal: Path) -> Statistics:
+    """What the report shows, except times, which differ between runs."""
     with JournalReader(journal) as view:
-        found = collect_statistics(view, stage_of(view), 0.0)
-    return evolve(found, began=None, first=None, last=None, rate=None)
+        statistics = collect_statistics(view, stage_of(view), 0.0)
+    return evolve(statistics, began=None, first=None, last=None, rate=None)
 
 
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-W", "error", "-m", "postpress_async", *map(str, words)]
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "postpress_async", *map(str, arguments)]
 
 
-def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words), capture_output=True, text=True, check=False, cwd=folder)
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=folder)
 
 
 # --- Compared with one machine ---
 
 
-@pytest.mark.parametrize("pooled", [False, True], ids=["flaky service", "dead proxies and caps"])
-def test_two_workers_leave_the_journal_and_exit_code_of_one_process(tmp_path: Path, pooled: bool) -> None:
-    """The faults of the sandbox depend on the account, not on time."""
+def first_line_without_duration(output: str) -> str:
+    """For example, "500 accounts: 490 patched" if the line is "500 accounts: 490 patched in 3 s"."""
+    return output.splitlines()[0].partition(" in ")[0]
+
+
+def test_flaky_service_gives_two_workers_the_same_journal_and_exit_code_as_one_process(
+    tmp_path: Path,
+) -> None:
+    """The sandbox's faults depend on the account and not on time, so the outcomes can be compared."""
+    fleet, _ = write_fleet(tmp_path, 20_000 if LONG else 500)
+    one, two = tmp_path / "one.sqlite3", tmp_path / "two.sqlite3"
+    options = ["rotate", fleet, "--sandbox", "--profile", "flaky", "--journal"]
+
+    alone = run(tmp_path, *options, one)
+    shared = run(tmp_path, *options, two, "--cluster", "local:2")
+
+    assert (alone.returncode, shared.returncode) == (1, 1), (alone, shared)
+    assert first_line_without_duration(alone.stdout) == first_line_without_duration(shared.stdout)
+    assert recorded_rows(one) == recorded_rows(two)
+    statistics = statistics_without_times(one)
+    assert statistics.errors
+    assert evolve(statistics, command=None, retry_command=None) == evolve(
+        statistics_without_times(two), command=None, retry_command=None
+    )
+
+
+def test_two_workers_avoid_dead_proxies_and_respect_the_cap_of_each_proxy(tmp_path: Path) -> None:
     count = 20_000 if LONG else 500
-    fleet, _ = write_fleet(tmp_path, count)
-    options: list[object] = ["--profile", "flaky"]
-    if pooled:
-        fleet.write_text("account_id\n" + "".join(f"acc_{number}\n" for number in range(count)))
-        pool = tmp_path / "pool.txt"
-        pool.write_text("".join(f"10.0.0.{number}:3128:user:secret\n" for number in range(1, 21)))
-        options = ["--pool", pool, "--dead-proxies", 3, "--accounts-per-proxy", count // 17 + 1]
-    ends, journals, reports = [], [], []
-    for name, more in (("one", []), ("two", ["--cluster", "local:2"])):
-        journal = tmp_path / f"{name}.sqlite3"
-        done = run(tmp_path, "rotate", fleet, "--sandbox", *options, "--journal", journal, *more)
-        ends.append((done.returncode, done.stdout.splitlines()[0].partition(" in ")[0], done.stderr))
-        journals.append(rows(journal))
-        reports.append(numbers(journal))
+    cap = count // 17 + 1  # the 17 working proxies suffice for all accounts
+    (tmp_path / "fleet.csv").write_text("account_id\n" + "".join(f"acc_{n}\n" for n in range(count)))
+    (tmp_path / "pool.txt").write_text("".join(f"10.0.0.{n}:3128:user:secret\n" for n in range(1, 21)))
+    journal = tmp_path / "journal.sqlite3"
+    options = ["--pool", "pool.txt", "--dead-proxies", 3, "--accounts-per-proxy", cap]
 
-    assert ends[0][:2] == ends[1][:2], ends
-    if pooled:
-        # Which account meets a dead proxy depends on the order of the responses.
-        assert [ends[n][0] for n in range(2)] == [0, 0]
-        assert "3 proxies of the pool did not work" in ends[1][2]
-        used = [row[-1].split("@")[1] for row in journals[1]]
-        assert {f"10.0.0.{n}:3128" for n in range(4, 21)} == set(used)
-        assert max(map(used.count, set(used))) <= count // 17 + 1
-        return
-    assert ends[0][0] == 1
-    assert journals[0] == journals[1]
-    alone, shared = (evolve(report, command=None, retry_command=None) for report in reports)
-    assert alone == shared
-    assert reports[0].errors
+    done = run(
+        tmp_path, "rotate", "fleet.csv", "--sandbox", *options, "--journal", journal, "--cluster", "local:2"
+    )
+
+    assert done.returncode == 0, done
+    assert "3 proxies of the pool did not work" in done.stderr
+    used = Counter(row[-1].split("@")[1] for row in recorded_rows(journal))
+    assert set(used) == {f"10.0.0.{n}:3128" for n in range(4, 21)}
+    assert max(used.values()) <= cap
 
 
-async def test_fleet_with_tags_and_a_template_moves_and_goes_back(tmp_path: Path) -> None:
-    """A night, then one of the accounts on a single host, and back again."""
-    names = [f"acc_{number}" for number in range(200)]
-    tags = "".join(f"{name},{('US', 'DE')[number % 2]}\n" for number, name in enumerate(names))
-    (tmp_path / "fleet.csv").write_text(f"account_id,pool\n{tags}")
+async def test_tagged_fleet_is_moved_off_a_host_and_rolled_back(tmp_path: Path) -> None:
+    """Three commands: rotate all accounts, rotate those on one host, and roll back to the first run."""
+    account_ids = [f"acc_{number}" for number in range(200)]
+    rows = "".join(
+        f"{account_id},{('US', 'DE')[number % 2]}\n" for number, account_id in enumerate(account_ids)
+    )
+    (tmp_path / "fleet.csv").write_text(f"account_id,pool\n{rows}")
     (tmp_path / "old.txt").write_text("us1.example:80:user:secret\nus2.example:80:user:secret\n")
     (tmp_path / "new.txt").write_text("us3.example:80:user:secret\n")
     (tmp_path / "de.txt").write_text("de.example:7777:c-{account_id}-s{try}:secret\n")
@@ -116,13 +135,16 @@ async def test_fleet_with_tags_and_a_template_moves_and_goes_back(tmp_path: Path
             body = sandbox.proxy_of(account_id)
             return {} if body is None else body["proxy"]
 
-        async def hosts_after(*words: object) -> Counter[str]:
+        async def hosts_after(*arguments: object) -> Counter[str]:
             environment = {"POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
             process = await asyncio.create_subprocess_exec(
-                *command(*words), env=os.environ | environment, cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+                *command(*arguments),
+                env=os.environ | environment,
+                cwd=tmp_path,
+                stderr=asyncio.subprocess.PIPE,
             )
             await wait_for_success(process)
-            return Counter(proxy_of(name)["host"] for name in names)
+            return Counter(proxy_of(account_id)["host"] for account_id in account_ids)
 
         first = await hosts_after(*rotate, "US=old.txt")
         second = await hosts_after(*rotate, "US=new.txt", "--on", "us1.example")
@@ -131,13 +153,15 @@ async def test_fleet_with_tags_and_a_template_moves_and_goes_back(tmp_path: Path
 
     assert first == third == {"us1.example": 50, "us2.example": 50, "de.example": 100}
     assert second == {"us3.example": 50, "us2.example": 50, "de.example": 100}
-    assert [proxy_of(name)["username"] for name in names[1::2]] == [f"c-{name}-s0" for name in names[1::2]]
+    assert [proxy_of(account_id)["username"] for account_id in account_ids[1::2]] == [
+        f"c-{account_id}-s0" for account_id in account_ids[1::2]
+    ]
     assert sandbox.record.requests == 200 + 50 + 50
 
 
 async def test_ctrl_c_completes_the_requests_in_flight(tmp_path: Path) -> None:
-    """A terminal sends SIGINT to the workers, too; they leave it to the command."""
-    fleet, names = write_fleet(tmp_path, 2_000)
+    """A terminal also sends SIGINT to the workers, which ignore it: the command tells them to stop."""
+    fleet, account_ids = write_fleet(tmp_path, 2_000)
     async with Sandbox(latency=0.05) as sandbox:
         environment = {**os.environ, "POSTPRESS_API_KEY": sandbox.api_key, "POSTPRESS_BASE_URL": sandbox.url}
         process = await asyncio.create_subprocess_exec(
@@ -149,7 +173,7 @@ async def test_ctrl_c_completes_the_requests_in_flight(tmp_path: Path) -> None:
             stderr=asyncio.subprocess.PIPE,
         )
         try:
-            await until(lambda: sandbox.record.requests > 300 or process.returncode is not None)
+            await wait_until(lambda: sandbox.record.requests > 300 or process.returncode is not None)
             os.killpg(process.pid, signal.SIGINT)
             output, errors = await process.communicate()
         finally:
@@ -159,10 +183,12 @@ async def test_ctrl_c_completes_the_requests_in_flight(tmp_path: Path) -> None:
 
         assert process.returncode == 130, errors
         assert b"Traceback" not in errors
-        states = settled(tmp_path / "fleet.csv.rotation.sqlite3")
-        assert len(states) == len(names)
-        patched = {name for name in names if states[name] == "patched"}
-        assert patched == {name for name in names if sandbox.record.sends(name)}, output
+        states = recorded_states(tmp_path / "fleet.csv.rotation.sqlite3")
+        assert len(states) == len(account_ids)
+        patched = {account_id for account_id in account_ids if states[account_id] == "patched"}
+        assert patched == {account_id for account_id in account_ids if sandbox.record.sends(account_id)}, (
+            output
+        )
         assert set(states.values()) == {"patched", "skipped"}
 
 
@@ -171,18 +197,18 @@ async def test_ctrl_c_completes_the_requests_in_flight(tmp_path: Path) -> None:
 
 @pytest.fixture
 async def sandbox() -> AsyncIterator[Sandbox]:
-    async with Sandbox(latency=0.1) as made:
-        yield made
+    async with Sandbox(latency=0.1) as sandbox:
+        yield sandbox
 
 
-def assert_settled(sandbox: Sandbox, names: list[str], journal: Path) -> None:
-    """Each account is patched, and got one managed proxy."""
-    assert settled(journal) == dict.fromkeys(names, "patched")
-    assert sandbox.record.managed_handed_out == len(names)
+def assert_patched_once(sandbox: Sandbox, account_ids: list[str], journal: Path) -> None:
+    """Assert that each account is patched, and that the API ordered one managed proxy for it."""
+    assert recorded_states(journal) == dict.fromkeys(account_ids, "patched")
+    assert sandbox.record.managed_handed_out == len(account_ids)
 
 
 async def worker_processes(client: Any) -> dict[str, str]:
-    """The running workers by address, with the directory that Dask creates for each process."""
+    """The directory that Dask creates for each worker process, by the address of the running worker."""
     workers = (await client.scheduler.identity())["workers"]
     return {
         address: facts["local_directory"]
@@ -196,42 +222,43 @@ async def wait_for_success(process: asyncio.subprocess.Process) -> None:
     assert process.returncode == 0, errors.decode()
 
 
-async def test_workers_are_killed_in_turn_while_another_one_joins(tmp_path: Path, sandbox: Sandbox) -> None:
-    """Only what they had in flight or not reported is sent twice."""
-    fleet, names = write_fleet(tmp_path, 3_000 if LONG else 1_500)
-    async with World(tmp_path, sandbox) as world:
-        first, second = await world.start_worker(), await world.start_worker()
-        process = await world.rotate(fleet, "--in-flight", str(IN_FLIGHT))
-        await until(lambda: sandbox.record.requests > 300)
-        await world.start_worker()
+async def test_killed_workers_cost_at_most_their_unreported_calls(tmp_path: Path, sandbox: Sandbox) -> None:
+    """Two workers are killed one after the other, while a third one joins."""
+    fleet, account_ids = write_fleet(tmp_path, 3_000 if LONG else 1_500)
+    async with ClusterProcesses(tmp_path, sandbox) as cluster:
+        first, second = await cluster.start_worker(), await cluster.start_worker()
+        process = await cluster.rotate(fleet, "--in-flight", str(IN_FLIGHT))
+        await wait_until(lambda: sandbox.record.requests > 300)
+        await cluster.start_worker()
         first.send_signal(signal.SIGKILL)
         sent = sandbox.record.requests
-        await until(lambda: sandbox.record.requests > sent + 300)
+        await wait_until(lambda: sandbox.record.requests > sent + 300)
         second.send_signal(signal.SIGKILL)
         await wait_for_success(process)
 
-        times = sent_times(sandbox, names)
-        print(times)
-        assert_settled(sandbox, names, world.journal)
-        assert times[2] + times[3] <= 2 * (IN_FLIGHT + UNREPORTED)
-        assert set(times) <= {1, 2, 3}
+        by_requests = accounts_by_requests(sandbox, account_ids)
+        assert_patched_once(sandbox, account_ids, cluster.journal)
+        assert by_requests[2] + by_requests[3] <= 2 * (IN_FLIGHT + UNREPORTED)
+        assert set(by_requests) <= {1, 2, 3}
 
 
-async def test_worker_that_restarts_at_its_address_sends_nothing_of_its_predecessor(
+async def test_worker_that_restarts_at_the_same_address_does_not_run_the_old_shards(
     tmp_path: Path, sandbox: Sandbox
 ) -> None:
-    """The scheduler gives it the same shards, and the suspended command does not notice the loss."""
-    fleet, names = write_fleet(tmp_path, 1_500)
-    async with World(tmp_path, sandbox) as world:
-        await world.start_worker("--nanny", "--worker-port", str(free_port()))
-        process = await world.rotate(fleet, "--in-flight", "15")  # so that shards are completed in parts
-        await until(lambda: sandbox.record.requests > 600)
-        process.send_signal(signal.SIGSTOP)
-        completed = settled(world.journal)
-        async with world.client() as client:
+    """The scheduler assigns the old shards to it while the command is suspended and notices no loss."""
+    fleet, account_ids = write_fleet(tmp_path, 1_500)
+    async with ClusterProcesses(tmp_path, sandbox) as cluster:
+        await cluster.start_worker("--nanny", "--worker-port", str(free_port()))
+        async with cluster.client() as client:
+            await client.wait_for_workers(1)
             before = await worker_processes(client)
-            [pid] = (await client.run(os.getpid)).values()
-            os.kill(pid, signal.SIGKILL)
+            [worker_pid] = (await client.run(os.getpid)).values()
+            # Few requests in flight, so that shards are partly completed.
+            process = await cluster.rotate(fleet, "--in-flight", "15")
+            await wait_until(lambda: sandbox.record.requests > 600)
+            process.send_signal(signal.SIGSTOP)
+            os.kill(worker_pid, signal.SIGKILL)
+            completed = recorded_states(cluster.journal)
             async with asyncio.timeout(60.0):
                 while await worker_processes(client) in ({}, before) or any(
                     (await client.processing()).values()
@@ -240,99 +267,93 @@ async def test_worker_that_restarts_at_its_address_sends_nothing_of_its_predeces
         process.send_signal(signal.SIGCONT)
         await wait_for_success(process)
 
-        times = sent_times(sandbox, names)
-        print(times)
-        assert_settled(sandbox, names, world.journal)
-        assert [name for name in completed if sandbox.record.sends(name) > 1] == []
-        assert 0 < times[2] <= IN_FLIGHT + UNREPORTED
-        assert set(times) <= {1, 2}
+        by_requests = accounts_by_requests(sandbox, account_ids)
+        assert_patched_once(sandbox, account_ids, cluster.journal)
+        assert [account_id for account_id in completed if sandbox.record.sends(account_id) > 1] == []
+        assert 0 < by_requests[2] <= IN_FLIGHT + UNREPORTED
+        assert set(by_requests) <= {1, 2}
 
 
 @long
-async def test_worker_that_freezes_for_20_s_is_lost_and_sends_nothing_more(
+async def test_worker_that_freezes_for_20_s_sends_no_accounts_after_it_continues(
     tmp_path: Path, sandbox: Sandbox
 ) -> None:
-    """Others have its accounts by then."""
-    fleet, names = write_fleet(tmp_path, 12_000)
-    async with World(tmp_path, sandbox) as world:
-        frozen, _ = await world.start_worker(), await world.start_worker()
-        process = await world.rotate(fleet, "--in-flight", str(IN_FLIGHT))
-        await until(lambda: sandbox.record.requests > 800)
+    """By then, another worker has sent its accounts."""
+    fleet, account_ids = write_fleet(tmp_path, 12_000)
+    async with ClusterProcesses(tmp_path, sandbox) as cluster:
+        frozen, _ = await cluster.start_worker(), await cluster.start_worker()
+        process = await cluster.rotate(fleet, "--in-flight", str(IN_FLIGHT))
+        await wait_until(lambda: sandbox.record.requests > 800)
         frozen.send_signal(signal.SIGSTOP)
-        began = time.monotonic()
-        await until(lambda: time.monotonic() - began > 20.0)
+        await asyncio.sleep(20.0)
         frozen.send_signal(signal.SIGCONT)
         await wait_for_success(process)
 
-        times = sent_times(sandbox, names)
-        print(times)
-        assert_settled(sandbox, names, world.journal)
-        assert 0 < times[2] <= IN_FLIGHT + UNREPORTED
-        assert set(times) <= {1, 2}
+        by_requests = accounts_by_requests(sandbox, account_ids)
+        assert_patched_once(sandbox, account_ids, cluster.journal)
+        assert 0 < by_requests[2] <= IN_FLIGHT + UNREPORTED
+        assert set(by_requests) <= {1, 2}
 
 
-async def test_command_is_killed_and_its_workers_send_nothing_more(tmp_path: Path, sandbox: Sandbox) -> None:
-    """The same command sends them again, so workers stop when the scheduler loses the command."""
-    fleet, names = write_fleet(tmp_path, 1_000)
-    async with World(tmp_path, sandbox) as world:
-        await world.start_worker()
-        await world.start_worker()
-        process = await world.rotate(fleet, "--in-flight", str(IN_FLIGHT))
-        await until(lambda: sandbox.record.requests > 400)
+async def test_workers_stop_sending_when_the_command_is_killed(tmp_path: Path, sandbox: Sandbox) -> None:
+    """Otherwise they and a resumed run would send the same accounts."""
+    fleet, account_ids = write_fleet(tmp_path, 1_000)
+    async with ClusterProcesses(tmp_path, sandbox) as cluster:
+        await cluster.start_worker()
+        await cluster.start_worker()
+        process = await cluster.rotate(fleet, "--in-flight", str(IN_FLIGHT))
+        await wait_until(lambda: sandbox.record.requests > 400)
         process.kill()
         await process.wait()
-        await wait_for_success(await world.rotate(fleet, "--in-flight", str(IN_FLIGHT)))
+        await wait_for_success(await cluster.rotate(fleet, "--in-flight", str(IN_FLIGHT)))
 
-        times = sent_times(sandbox, names)
-        print(times)
-        assert_settled(sandbox, names, world.journal)
-        assert times[2] <= 2 * (IN_FLIGHT + UNREPORTED)
-        assert set(times) <= {1, 2}
+        by_requests = accounts_by_requests(sandbox, account_ids)
+        assert_patched_once(sandbox, account_ids, cluster.journal)
+        assert by_requests[2] <= 2 * (IN_FLIGHT + UNREPORTED)
+        assert set(by_requests) <= {1, 2}
 
 
 @long
-async def test_scheduler_is_killed_and_the_same_command_resumes_the_run(
+async def test_run_ends_when_the_scheduler_is_killed_and_can_be_resumed(
     tmp_path: Path, sandbox: Sandbox
 ) -> None:
-    """The command ends by itself, and its journal has what was reported."""
-    fleet, names = write_fleet(tmp_path, 3_000)
-    async with World(tmp_path, sandbox) as world:
-        await world.start_worker()
-        process = await world.rotate(fleet, "--in-flight", str(IN_FLIGHT))
-        await until(lambda: sandbox.record.requests > 500)
-        assert world.scheduler is not None
-        world.scheduler.send_signal(signal.SIGKILL)
+    fleet, account_ids = write_fleet(tmp_path, 3_000)
+    async with ClusterProcesses(tmp_path, sandbox) as cluster:
+        await cluster.start_worker()
+        process = await cluster.rotate(fleet, "--in-flight", str(IN_FLIGHT))
+        await wait_until(lambda: sandbox.record.requests > 500)
+        assert cluster.scheduler is not None
+        cluster.scheduler.send_signal(signal.SIGKILL)
         _, errors = await process.communicate()
         assert process.returncode == 3
         assert b"the cluster's scheduler does not respond any more" in errors
 
-        await world.start_scheduler()
-        await world.start_worker()
-        await wait_for_success(await world.rotate(fleet, "--in-flight", str(IN_FLIGHT)))
+        await cluster.start_scheduler()
+        await cluster.start_worker()
+        await wait_for_success(await cluster.rotate(fleet, "--in-flight", str(IN_FLIGHT)))
 
-        times = sent_times(sandbox, names)
-        print(times)
-        assert_settled(sandbox, names, world.journal)
-        assert times[2] <= IN_FLIGHT + UNREPORTED
-        assert set(times) <= {1, 2}
+        by_requests = accounts_by_requests(sandbox, account_ids)
+        assert_patched_once(sandbox, account_ids, cluster.journal)
+        assert by_requests[2] <= IN_FLIGHT + UNREPORTED
+        assert set(by_requests) <= {1, 2}
 
 
-async def test_no_secret_is_in_what_dask_logs(tmp_path: Path, sandbox: Sandbox) -> None:
-    """Not even at level DEBUG: no password of a proxy, and no API key, on either side."""
+async def test_no_proxy_password_or_api_key_is_logged_or_recorded(tmp_path: Path, sandbox: Sandbox) -> None:
+    """Neither side logs them, even if Dask logs at level DEBUG."""
     fleet = tmp_path / "fleet.csv"
     secrets = [f"pw-secret-{number}" for number in range(50)]
     lines = [f"acc_{n},socks5://u:{secret}@p.example.com:1080\n" for n, secret in enumerate(secrets)]
     fleet.write_text("account_id,proxy\n" + "".join(lines))
     sandbox.script("acc_7", "errors/invalid_proxy_credentials")
-    async with World(tmp_path, sandbox, logging="debug") as world:
-        await world.start_worker()
-        process = await world.rotate(fleet, "--json", "-v")
+    async with ClusterProcesses(tmp_path, sandbox, logging="debug") as cluster:
+        await cluster.start_worker()
+        process = await cluster.rotate(fleet, "--json", "-v")
         output, errors = await process.communicate()
-        logs = world.logs()
+        logs = cluster.logs()
 
     assert process.returncode == 1, errors
-    assert b"postpress-" in logs  # the shards
-    written = logs + output + errors + world.journal.read_bytes()
+    assert b"postpress-" in logs  # Dask logged the keys of the shards
+    written = logs + output + errors + cluster.journal.read_bytes()
     assert [secret for secret in [*secrets, sandbox.api_key] if secret.encode() in written] == []
 
 
@@ -341,29 +362,30 @@ async def test_no_secret_is_in_what_dask_logs(tmp_path: Path, sandbox: Sandbox) 
 
 @long
 async def test_rate_limits_all_workers_together(tmp_path: Path) -> None:
-    """At most 1% above it in any second, and on an idle machine at most 3% below it."""
+    """In any second, the workers together send at most 1% more than the rate, and at most 5% less."""
     rate, seconds = 1_000, 20
     fleet, _ = write_fleet(tmp_path, rate * seconds)
     arrivals: list[float] = []
-    async with Sandbox() as sandbox, World(tmp_path, sandbox) as world:
-        recorder: Any = sandbox.record
-        note = recorder.note_arrival
+    async with Sandbox() as sandbox, ClusterProcesses(tmp_path, sandbox) as cluster:
+        record: Any = sandbox.record
+        note_arrival = record.note_arrival
 
-        def arrived() -> None:
+        def note_time_of_arrival() -> None:
             arrivals.append(time.monotonic())
-            note()
+            note_arrival()
 
-        recorder.note_arrival = arrived
-        await world.start_worker()
-        await world.start_worker()
-        with without_pauses():
-            await wait_for_success(await world.rotate(fleet, "--rate", str(rate)))
+        record.note_arrival = note_time_of_arrival
+        await cluster.start_worker()
+        await cluster.start_worker()
+        with without_garbage_collection():
+            await wait_for_success(await cluster.rotate(fleet, "--rate", str(rate)))
 
-    began = arrivals[0] + 1.0
-    edges = [bisect.bisect_left(arrivals, began + second) for second in range(int(arrivals[-1] - began) + 1)]
-    rates = [after - before for before, after in pairwise(edges)]
+    began = arrivals[0] + 1.0  # without the first second, in which the workers get their shares
+    seconds_measured = int(arrivals[-1] - began)
+    sent_by = [bisect.bisect_left(arrivals, began + second) for second in range(seconds_measured + 1)]
+    rates = [after - before for before, after in pairwise(sent_by)]
     print(rate, rates)
-    assert max(rates) <= rate * 1.01 + 2
+    assert max(rates) <= rate * 1.01 + 2  # 2: requests at the borders of a second
     assert min(rates) >= rate * 0.95
 
 
@@ -371,8 +393,8 @@ async def test_rate_limits_all_workers_together(tmp_path: Path) -> None:
 
 
 @contextmanager
-def without_pauses() -> Iterator[None]:
-    """Suspend the garbage collector, which would stop the API in this process for a tenth of a second."""
+def without_garbage_collection() -> Iterator[None]:
+    """Exempt existing objects from garbage collection, which would stop the sandbox for 0.1 s."""
     gc.collect()
     gc.freeze()
     try:
@@ -384,13 +406,13 @@ def without_pauses() -> Iterator[None]:
 @contextmanager
 def another_host(name: str = "postpress-w") -> Iterator[list[str]]:
     """
-    Create a network namespace with the address 10.77.0.2. This machine has 10.77.0.1 and 10.78.0.1 there.
+    Create a network namespace with the address 10.77.0.2, where this machine is 10.77.0.1 and 10.78.0.1.
 
-    Yields the words that run a command in it.
+    Yields the prefix of a command that is to run in the namespace.
     """
 
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
     prefix = ["ip", "netns", "exec", name]
     try:
@@ -402,26 +424,30 @@ def another_host(name: str = "postpress-w") -> Iterator[list[str]]:
         ip("addr", "add", "10.77.0.1/24", "dev", "postpress0")
         ip("addr", "add", "10.78.0.1/32", "dev", "postpress0")
         ip("link", "set", "postpress0", "up")
-        for words in (
+        for arguments in (
             "addr add 10.77.0.2/24 dev postpress1",
             "link set postpress1 up",
             "link set lo up",
             "route add 10.78.0.1/32 via 10.77.0.1",
         ):
-            subprocess.run([*prefix, "ip", *words.split()], check=True)
+            subprocess.run([*prefix, "ip", *arguments.split()], check=True)
         yield prefix
     finally:
-        ip("netns", "delete", name)  # and with it both ends of the cable
+        ip("netns", "delete", name)  # also deletes both ends of the veth cable
 
 
-def cut(prefix: list[str], action: str = "add") -> None:
-    """Drop all packets from that host to this one's first address; ``delete`` ends that."""
-    subprocess.run([*prefix, "ip", "route", action, "blackhole", "10.77.0.1/32"], check=True)
+@contextmanager
+def connection_cut(prefix: list[str]) -> Iterator[None]:
+    """Drop all packets from the other host to 10.77.0.1, where the scheduler is."""
+    route = ["blackhole", "10.77.0.1/32"]
+    subprocess.run([*prefix, "ip", "route", "add", *route], check=True)
+    yield
+    subprocess.run([*prefix, "ip", "route", "delete", *route], check=True)
 
 
 @asynccontextmanager
-async def reached_by_tls(sandbox: Sandbox, host: str, folder: Path) -> AsyncIterator[str]:
-    """Yield the sandbox's URL for other hosts, which must trust ``ca.pem`` in *folder*."""
+async def tls_proxy(sandbox: Sandbox, host: str, folder: Path) -> AsyncIterator[str]:
+    """Forward TLS connections to the sandbox. Yields the URL; clients must trust ``ca.pem`` in *folder*."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -449,30 +475,27 @@ async def reached_by_tls(sandbox: Sandbox, host: str, folder: Path) -> AsyncIter
 
 
 @long
-async def test_worker_without_connection_to_the_scheduler_for_30_s(tmp_path: Path) -> None:
-    """The worker still reaches the API, and sends at most its window. Others send these accounts again."""
-    fleet, names = write_fleet(tmp_path, 9_000)
+async def test_worker_without_the_scheduler_for_30_s_sends_no_more_than_its_window(tmp_path: Path) -> None:
+    """The worker still reaches the API, and the other worker sends the same accounts again."""
+    fleet, account_ids = write_fleet(tmp_path, 9_000)
     with another_host() as prefix:
         async with (
             Sandbox(latency=0.02) as sandbox,
-            reached_by_tls(sandbox, "10.78.0.1", tmp_path) as url,
-            World(tmp_path, sandbox, host="10.77.0.1") as world,
+            tls_proxy(sandbox, "10.78.0.1", tmp_path) as url,
+            ClusterProcesses(tmp_path, sandbox, host="10.77.0.1") as cluster,
         ):
             trust = {"POSTPRESS_API_KEY": sandbox.api_key, "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
-            await world.start_worker(prefix=prefix, env=trust)
-            await world.start_worker(env=trust)
-            words = ["--base-url", url, "--in-flight", str(IN_FLIGHT), "--rate", "200"]
-            process = await world.rotate(fleet, *words)
-            await until(lambda: sandbox.record.requests > 1_000)
-            cut(prefix)
-            began = time.monotonic()
-            await until(lambda: time.monotonic() - began > 30.0)
-            assert process.returncode is None
-            cut(prefix, "delete")
+            await cluster.start_worker(prefix=prefix, env=trust)
+            await cluster.start_worker(env=trust)
+            arguments = ["--base-url", url, "--in-flight", str(IN_FLIGHT), "--rate", "200"]
+            process = await cluster.rotate(fleet, *arguments)
+            await wait_until(lambda: sandbox.record.requests > 1_000)
+            with connection_cut(prefix):
+                await asyncio.sleep(30.0)
+                assert process.returncode is None
             await wait_for_success(process)
 
-            times = sent_times(sandbox, names)
-            print(times)
-            assert_settled(sandbox, names, world.journal)
-            assert times[2] <= 2 * IN_FLIGHT + UNREPORTED
-            assert set(times) <= {1, 2}
+            by_requests = accounts_by_requests(sandbox, account_ids)
+            assert_patched_once(sandbox, account_ids, cluster.journal)
+            assert by_requests[2] <= 2 * IN_FLIGHT + UNREPORTED
+            assert set(by_requests) <= {1, 2}

@@ -1,4 +1,4 @@
-"""Pools of a rotation on a cluster: tags, templates, quarantines, faults of all proxies, in virtual time."""
+"""Proxy pools of a rotation on a fake of Dask, in virtual time: tags, templates, quarantine."""
 
 import asyncio
 import time
@@ -14,28 +14,26 @@ from postpress_async.cluster._coordinator import Coordinator
 from postpress_async.rotation import Halt, Rotation, State
 from postpress_async.rotation._rows import rows_of
 from tests.support.bad_proxies import CREDENTIALS, DEAD, Api, Memory, pool_of
-from tests.support.fake_dask import FakeDask, FakeWorker, fake_dask
+from tests.support.cluster_world import wait_until
+from tests.support.fake_dask import FakeDask, FakeWorker
 from tests.support.virtual_loop import run
-
-__all__ = ["fake_dask"]
 
 pytestmark = pytest.mark.usefixtures("fake_dask")
 
-TAGGED = {f"acc_{n}": ("US", "DE")[n % 2] for n in range(2_000)}
+TAGGED_ACCOUNTS = {f"acc_{n}": ("US", "DE")[n % 2] for n in range(2_000)}
 
 
-def accounts(count: int) -> list[str]:
+def account_ids(count: int) -> list[str]:
     return [f"acc_{number}" for number in range(count)]
 
 
-def tagged_pools(**options: Any) -> dict[str, ProxyPool]:
+def tagged_pools() -> dict[str, ProxyPool]:
     return {
-        tag: ProxyPool([CustomProxy(host=f"{tag}{n}", port=3128) for n in range(4)], **options)
-        for tag in ("US", "DE")
+        tag: ProxyPool([CustomProxy(host=f"{tag}{n}", port=3128) for n in range(4)]) for tag in ("US", "DE")
     }
 
 
-def night(
+def rotate_with_pool(
     api: Api,
     changes: Collection[str] | Mapping[str, str],
     pool: ProxyPool | dict[str, ProxyPool],
@@ -44,7 +42,15 @@ def night(
     memory: Memory | None = None,
     meanwhile: Callable[[FakeDask, Rotation], Awaitable[object]] | None = None,
 ) -> Rotation:
-    """Rotate accounts, or accounts with tags, on two workers."""
+    """
+    Rotate accounts on two workers.
+
+    Args:
+        changes: The account ids; or a mapping from account id to tag, if *pool* has tags.
+        seen: Collects the events.
+        memory: The journal.
+        meanwhile: Awaited while the rotation runs.
+    """
 
     async def update(_worker: FakeWorker, *call: Any) -> AccountPatched:
         return await api.update(*call)
@@ -76,21 +82,21 @@ def night(
     return run(rotate())
 
 
-def test_account_gets_proxies_of_its_tag_also_after_a_failover() -> None:
+def test_account_gets_only_proxies_of_its_tag_even_after_a_failover() -> None:
     used: defaultdict[str, set[str]] = defaultdict(set)
 
     def fault(host: str, account: str, _now: float) -> str | None:
-        used[TAGGED[account]].add(host)
+        used[TAGGED_ACCOUNTS[account]].add(host)
         return DEAD if host in {"US0", "DE3"} else None
 
-    rotation = night(Api(fault), TAGGED, tagged_pools())
+    rotation = rotate_with_pool(Api(fault), TAGGED_ACCOUNTS, tagged_pools())
 
     assert rotation.summary.complete
     assert rotation.summary.quarantined == 2
     assert used == {tag: {f"{tag}{n}" for n in range(4)} for tag in ("US", "DE")}
 
 
-def test_template_gives_each_account_a_session_and_another_one_at_each_failover() -> None:
+def test_template_gives_each_account_a_session_and_a_new_one_after_a_failover() -> None:
     sessions: defaultdict[str, list[str]] = defaultdict(list)
 
     class Gateway(Api):
@@ -98,52 +104,53 @@ def test_template_gives_each_account_a_session_and_another_one_at_each_failover(
             sessions[account_id].append(change.username)
             return await super().update(account_id, change, *rest)
 
-    api = Gateway(lambda _host, account, _now: DEAD if failing(account) else None)
-
-    def failing(account: str) -> bool:
-        return account.endswith("3") and sessions[account][-1].endswith("-s0")
+    def fault(_host: str, account: str, _now: float) -> str | None:
+        is_first_session = sessions[account][-1].endswith("-s0")
+        return DEAD if account.endswith("3") and is_first_session else None
 
     gateway = CustomProxy(host="gw", port=3128, username="c-{account_id}-s{try}", password="hunter2")
-    rotation = night(api, accounts(100), ProxyPool([gateway]))
+    rotation = rotate_with_pool(Gateway(fault), account_ids(100), ProxyPool([gateway]))
 
     assert rotation.summary.complete
-    assert sessions == {
-        account: [f"c-{account}-s0", f"c-{account}-s1"][: 1 + account.endswith("3")]
-        for account in accounts(100)
-    }
+    for account in account_ids(100):
+        tries = 2 if account.endswith("3") else 1
+        assert sessions[account] == [f"c-{account}-s{number}" for number in range(tries)]
 
 
-def test_fault_of_all_proxies_is_waited_out() -> None:
-    """All fail for 3 s: no account fails, no proxy is quarantined, and only what workers have is wasted."""
+def test_rotation_waits_while_all_proxies_fail() -> None:
+    """No account fails, no proxy is quarantined, and only the calls that workers already have are wasted."""
     seen: list[Any] = []
     api = Api(lambda _host, _account, now: DEAD if 1 <= now < 4 else None)
 
-    rotation = night(api, accounts(4_000), pool_of(20), seen=seen)
+    rotation = rotate_with_pool(api, account_ids(4_000), pool_of(20), seen=seen)
 
     assert rotation.summary.complete
     assert not any(isinstance(event, events.ProxyQuarantined) for event in seen)
     [pause] = [event.elapsed for event in seen if isinstance(event, events.PauseEnded)]
     assert pause < 3.5
-    assert api.requests.total() - 4_000 < 2 * 2 * (2 * 50 + 250)  # two requests per call in the windows
+    window = 50 + 250  # requests in flight, and the calls of the next 0.25 s
+    assert api.requests.total() - 4_000 < 2 * 2 * window  # two requests per call of two workers
 
 
-def test_fault_of_one_tags_pool_pauses_no_account_of_another() -> None:
-    ended = {"US": 0.0, "DE": 0.0}
+def test_failing_pool_of_one_tag_does_not_pause_accounts_of_another_tag() -> None:
+    last_request = {"US": 0.0, "DE": 0.0}
 
     def fault(host: str, _account: str, now: float) -> str | None:
-        ended[host[:2]] = now
+        last_request[host[:2]] = now
         return DEAD if host.startswith("US") and 0.3 <= now < 6 else None
 
-    rotation = night(Api(fault), TAGGED, tagged_pools())
+    rotation = rotate_with_pool(Api(fault), TAGGED_ACCOUNTS, tagged_pools())
 
     assert rotation.summary.complete
-    assert ended["DE"] < 5 < 6 < ended["US"]
+    assert last_request["DE"] < 5
+    assert last_request["US"] > 6
 
 
-def test_fault_that_outlasts_the_cool_down_ends_the_use_of_the_pool() -> None:
-    api = Api(lambda _host, _account, now: DEAD)
+def test_pool_is_given_up_if_its_proxies_fail_for_longer_than_the_cool_down() -> None:
+    """The accounts end without a proxy, and few requests are sent."""
+    api = Api(lambda *_: DEAD)
 
-    rotation = night(api, accounts(500), pool_of(500, cool_down=1800))
+    rotation = rotate_with_pool(api, account_ids(500), pool_of(500, cool_down=1800))
 
     assert rotation.summary.patched == 0
     assert rotation.summary.without_proxy > 0
@@ -151,18 +158,16 @@ def test_fault_that_outlasts_the_cool_down_ends_the_use_of_the_pool() -> None:
 
 
 def test_stop_ends_the_wait_for_proxies() -> None:
-    async def stop(_dask: FakeDask, rotation: Rotation) -> None:
-        async with asyncio.timeout(60):
-            while not rotation.proxies_failing:
-                await asyncio.sleep(0.1)
+    async def stop_after_30_s(_dask: FakeDask, rotation: Rotation) -> None:
+        await wait_until(lambda: rotation.proxies_failing)
         await asyncio.sleep(30)
         rotation.stop()
 
-    rotation = night(
+    rotation = rotate_with_pool(
         Api(lambda _host, _account, now: DEAD if now >= 1 else None),
-        accounts(4_000),
+        account_ids(4_000),
         pool_of(20),
-        meanwhile=stop,
+        meanwhile=stop_after_30_s,
     )
 
     assert 0 < rotation.summary.patched < 4_000
@@ -171,33 +176,34 @@ def test_stop_ends_the_wait_for_proxies() -> None:
 
 
 def test_proxy_that_returns_is_used_again_after_its_cool_down() -> None:
-    """2 of 4 dead proxies return after 8 s; each is probed 20 s after it was quarantined."""
-    back = 8.0
+    """Four proxies are dead, and two of them work again after 8 s. Each is probed after 20 s."""
+    works_again_at = 8.0
 
     def fault(host: str, _account: str, now: float) -> str | None:
-        number = int(host[1:])
-        return DEAD if number < 2 or (number < 4 and now < back) else None
+        if host in {"p0", "p1"}:
+            return DEAD
+        return DEAD if host in {"p2", "p3"} and now < works_again_at else None
 
     api = Api(fault, latency=1.0)
 
-    rotation = night(api, accounts(4_000), pool_of(40, cool_down=20))
+    rotation = rotate_with_pool(api, account_ids(4_000), pool_of(40, cool_down=20))
 
     assert rotation.summary.complete
     assert rotation.summary.quarantined == 2
-    assert all(20 < api.first[f"p{n}"] < back + 20 for n in (2, 3))
-    assert all(api.requests[f"p{n}"] < 40 for n in (0, 1))
+    assert all(20 < api.first[host] < works_again_at + 20 for host in ("p2", "p3"))
+    assert all(api.requests[host] < 40 for host in ("p0", "p1"))
 
 
-def test_quarantine_of_an_earlier_night_holds_and_its_probe_costs_one_request(
+def test_quarantine_of_an_earlier_run_continues_and_a_failed_probe_costs_one_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The probe of another proxy would be two requests, because an error is often transient."""
+    """Other accounts retry once on the same proxy, because a proxy error is often transient."""
     api, memory = Api(lambda host, *_: DEAD if host in {"p0", "p1"} else None), Memory()
     monkeypatch.setattr(time, "time", lambda: 1e6)
-    memory.quarantined["p0:3128"] = 1e6 - 3601, 1e6 - 1  # for an hour, which is over
-    memory.quarantined["p1:3128"] = 1e6 - 1, 1e6 + 3599
+    memory.quarantined["p0:3128"] = 1e6 - 3601, 1e6 - 1  # ended a second ago, after an hour
+    memory.quarantined["p1:3128"] = 1e6 - 1, 1e6 + 3599  # ends in an hour
 
-    rotation = night(api, accounts(100), pool_of(4, failovers=0), memory=memory)
+    rotation = rotate_with_pool(api, account_ids(100), pool_of(4, failovers=0), memory=memory)
 
     assert rotation.summary.complete
     assert rotation.summary.quarantined == 2
@@ -205,22 +211,20 @@ def test_quarantine_of_an_earlier_night_holds_and_its_probe_costs_one_request(
     assert api.requests["p1"] == 0
 
 
-def test_credentials_that_are_refused_are_not_sent_again() -> None:
+def test_proxy_with_invalid_credentials_is_not_retried() -> None:
     api = Api(lambda host, *_: CREDENTIALS if host == "p0" else None)
 
-    rotation = night(api, accounts(1), pool_of(2))
+    rotation = rotate_with_pool(api, account_ids(1), pool_of(2))
 
     assert rotation.summary.complete
     assert api.requests == {"p0": 1, "p1": 1}
 
 
-def test_account_of_a_killed_worker_keeps_its_proxy_and_its_place() -> None:
-    """The pool counts it once, whichever worker sends it."""
+def test_account_of_a_killed_worker_keeps_its_proxy() -> None:
+    """It counts only once towards the cap of the proxy, although two workers send it."""
 
     async def kill(dask: FakeDask, rotation: Rotation) -> None:
-        async with asyncio.timeout(60):
-            while rotation.summary.patched < 300:
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: rotation.summary.patched >= 300)
         dask.kill("w1")
 
     sent: defaultdict[str, list[str]] = defaultdict(list)
@@ -231,27 +235,25 @@ def test_account_of_a_killed_worker_keeps_its_proxy_and_its_place() -> None:
             return await super().update(account_id, change, *rest)
 
     api = Recording(lambda *_: None)
-    rotation = night(api, accounts(1_000), pool_of(10, accounts_per_proxy=100), meanwhile=kill)
+    rotation = rotate_with_pool(api, account_ids(1_000), pool_of(10, accounts_per_proxy=100), meanwhile=kill)
 
     assert rotation.summary.patched == 1_000
-    assert {len(hosts) for hosts in sent.values()} == {1, 2}  # twice what was not reported
+    assert {len(hosts) for hosts in sent.values()} == {1, 2}  # two if the killed worker did not report it
     assert {len(set(hosts)) for hosts in sent.values()} == {1}
 
 
 def test_probe_of_a_killed_worker_is_sent_by_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the quarantine would never end."""
+    """Otherwise the quarantine would not end."""
     monkeypatch.setattr(time, "time", lambda: 1e6)
     memory = Memory()
     memory.quarantined["p0:3128"] = 1e6 - 3601, 1e6 - 1
 
     async def kill(dask: FakeDask, _rotation: Rotation) -> None:
-        async with asyncio.timeout(60):
-            while not dask.sent["w1"]:
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: dask.sent["w1"])
         dask.kill("w1")
 
     api = Api(lambda *_: None, latency=1.0)
-    rotation = night(api, accounts(1), pool_of(1), memory=memory, meanwhile=kill)
+    rotation = rotate_with_pool(api, account_ids(1), pool_of(1), memory=memory, meanwhile=kill)
 
     assert rotation.summary.complete
     assert rotation.summary.quarantined == 0

@@ -1,4 +1,4 @@
-"""The real session against the real sandbox, aiohttp on both sides, in virtual time."""
+"""The real session and sandbox with aiohttp on both sides, in virtual time."""
 
 import asyncio
 from typing import Any
@@ -14,13 +14,13 @@ from tests.support.simulated_service import Scenario, broken
 from tests.support.simulation import measure
 from tests.support.simulation_scenarios import ALL
 from tests.support.virtual_world import (
-    HOLDS,
+    DELAYS,
     PROXY,
-    Far,
-    Hold,
+    Delay,
+    SlowConnector,
     World,
+    cancel_all_calls,
     dripping,
-    end_others,
     in_virtual_time,
     now,
     world,
@@ -29,18 +29,18 @@ from tests.support.virtual_world import (
 pytestmark = pytest.mark.slow
 
 ACCOUNTS = 600
-"""Enough for every claim except those about a limit that must settle before conditions change."""
+"""Number of accounts, unless a scenario requires more."""
 
 MORE_ACCOUNTS = {
     "ten times slower for 20 s, queue 150": 5500,
     "ten times slower for 20 s, queue endless": 5500,
 }
+"""Scenarios in which the concurrency limit must settle before the service changes."""
 
+NOT_SHORTENED = {"two sessions, tier of 100/s"}
+"""Scenarios that require 20,000 accounts and do not run here. Two sessions take a minute to share a tier."""
 
-FULL_LENGTH = {"two sessions, tier of 100/s"}
-"""Claims that hold of 20,000 accounts and not of some hundred: two sessions take a minute to share a tier."""
-
-SMALL = [scenario for scenario in ALL.values() if scenario.name not in FULL_LENGTH]
+SCENARIOS = [scenario for scenario in ALL.values() if scenario.name not in NOT_SHORTENED]
 
 NETWORK = {
     *("calm", "out for 20 s: refused", "out for 20 s: 503-html", "out from the start for 20 s: 503"),
@@ -48,66 +48,64 @@ NETWORK = {
     *("2% dropped, 2% lost, 2% torn", "a single call, out for an hour: silent"),
     *("3% 429 whatever the rate", "Retry-After: 2 on 5% 503s"),
 }
-"""Scenarios that need something of the transport: each way to fail, each header that is read."""
+"""Scenarios that test the transport: each kind of failure, and each header that it reads."""
 
 BY_TRANSPORT = [
-    *(pytest.param("session", scenario, id=f"session-{scenario.name}") for scenario in SMALL),
+    *(pytest.param("session", scenario, id=f"session-{scenario.name}") for scenario in SCENARIOS),
     *(pytest.param("lean", ALL[name], id=f"lean-{name}") for name in sorted(NETWORK)),
 ]
 
 
 @pytest.mark.parametrize(("transport", "scenario"), BY_TRANSPORT)
-def test_overloaded_service(transport: Any, scenario: Scenario) -> None:
-    """It costs no more seconds, requests and accounts than the table of the simulation claims."""
+def test_scenario_meets_its_claims(transport: Any, scenario: Scenario) -> None:
+    """The claims limit the makespan, the requests and the failed accounts."""
     result = measure(scenario, MORE_ACCOUNTS.get(scenario.name, ACCOUNTS), transport=transport)
     print(f"{HEAD}\n{line(scenario, result)}")
 
     assert broken(scenario, result) == []
 
 
-def test_a_scenario_repeats_exactly(transport: Any) -> None:
-    """A figure that cannot be had again cannot be argued about."""
+def test_same_seed_gives_exactly_the_same_result(transport: Any) -> None:
     scenario = ALL["5% service_unavailable, 10% dead"]
 
     assert measure(scenario, 300, 7, transport) == measure(scenario, 300, 7, transport)
     assert measure(scenario, 300, 7, transport) != measure(scenario, 300, 8, transport)
 
 
-# --- What may hold a call up ---
+# --- Deadlines and cancellation of calls that take long ---
 
 
 @pytest.mark.parametrize("attempt_timeout", [3.0, 30.0])
-@pytest.mark.parametrize(("hold", "pace"), HOLDS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("delay", "pace"), DELAYS, ids=lambda value: getattr(value, "__name__", ""))
 @in_virtual_time
-async def test_a_call_ends_at_its_deadline(hold: Hold, pace: Pace, attempt_timeout: float) -> None:
-    """Whatever holds it up, at most a tenth of a second later."""
-    async with world(pace) as at:
-        await hold(at)
-        began = now()
+async def test_call_ends_at_its_deadline(delay: Delay, pace: Pace, attempt_timeout: float) -> None:
+    """It ends at most a tenth of a second later, whatever delays it."""
+    async with world(pace) as env:
+        await delay(env)
+        started = now()
 
         with pytest.raises(PostPressError):
-            await at.call(retry=RetryPolicy(deadline=10.0, attempts=99, attempt_timeout=attempt_timeout))
+            await env.call(retry=RetryPolicy(deadline=10.0, attempts=99, attempt_timeout=attempt_timeout))
 
-        assert now() - began <= 10.1
-        await end_others()
+        assert now() - started <= 10.1
+        await cancel_all_calls()
 
 
 @in_virtual_time
-async def test_a_call_ends_at_its_deadline_though_bytes_drip_in() -> None:
-    """The deadline is that of the whole answer."""
-    async with dripping() as at:
+async def test_call_ends_at_its_deadline_while_a_slow_response_arrives() -> None:
+    async with dripping() as env:
         with pytest.raises(errors.AttemptTimeoutError):
-            await at.call(retry=RetryPolicy(deadline=10.0))
+            await env.call(retry=RetryPolicy(deadline=10.0))
 
         assert 9.0 <= now() <= 10.1
 
 
 @in_virtual_time
-async def test_a_call_ends_at_its_deadline_while_it_connects() -> None:
-    """Nothing was sent, and the error says so."""
-    async with world(connector=Far) as at:
+async def test_call_ends_at_its_deadline_while_it_connects() -> None:
+    """The error tells that nothing was sent."""
+    async with world(connector=SlowConnector) as env:
         with pytest.raises(errors.AttemptTimeoutError) as caught:
-            await at.call(retry=RetryPolicy(deadline=10.0))
+            await env.call(retry=RetryPolicy(deadline=10.0))
 
         assert 9.0 <= now() <= 10.1
         assert caught.value.applied is errors.Applied.NO
@@ -115,41 +113,40 @@ async def test_a_call_ends_at_its_deadline_while_it_connects() -> None:
 
 @pytest.mark.parametrize("name", ["retry", "wait", "stop", "after", "before_sleep"])
 @in_virtual_time
-async def test_a_call_ends_at_its_deadline_though_a_strategy_takes_its_time(name: str) -> None:
-    """A strategy of the caller's may be a coroutine function, and ask a service that is out itself."""
+async def test_call_ends_at_its_deadline_while_a_retry_strategy_waits(name: str) -> None:
+    """A strategy may be a coroutine function, and for example wait for another service."""
 
     async def slow(_state: object) -> bool:
         await asyncio.sleep(100.0)
         return False
 
-    async with world() as at:
-        await at.server.outage("503")
+    async with world() as env:
+        await env.server.outage("503")
         options: dict[str, Any] = {name: slow}
         with pytest.raises(errors.ServiceUnavailableError):
-            await at.call(retry=RetryPolicy(deadline=10.0, **options))
+            await env.call(retry=RetryPolicy(deadline=10.0, **options))
 
         assert 9.0 <= now() <= 10.1
 
 
 @in_virtual_time
-async def test_a_call_ends_at_its_deadline_before_its_first_attempt() -> None:
-    """Where the callback that comes before it takes its time."""
+async def test_call_ends_at_its_deadline_while_the_callback_before_its_first_attempt_waits() -> None:
 
     async def slow(_state: object) -> None:
         await asyncio.sleep(100.0)
 
-    async with world() as at:
+    async with world() as env:
         with pytest.raises(errors.DeadlineError):
-            await at.call(retry=RetryPolicy(deadline=10.0, before=slow, retry=lambda _error: True))
+            await env.call(retry=RetryPolicy(deadline=10.0, before=slow, retry=lambda _error: True))
 
         assert 9.0 <= now() <= 10.1
 
 
-async def cancel_and_look(at: World, after: float) -> None:
-    """Cancel a call, and see that nothing of it is left a tenth of a second later."""
-    slow = RetryPolicy(attempts=99, deadline=1000.0, wait=lambda _state: 50.0)
-    before = at.left()
-    call = at.call(retry=slow)
+async def assert_cancelling_frees_everything(env: World, after: float) -> None:
+    """Cancel a call *after* some seconds, and check that it uses no resources 0.1 s later."""
+    policy = RetryPolicy(attempts=99, deadline=1000.0, wait=lambda _state: 50.0)
+    before = env.left()
+    call = env.call(retry=policy)
     await asyncio.sleep(after)
     assert not call.done()
 
@@ -157,88 +154,92 @@ async def cancel_and_look(at: World, after: float) -> None:
     await asyncio.sleep(0.1)
 
     assert call.cancelled()
-    # Others may have come or gone at the slots meanwhile, but one that is left would show.
-    assert at.left()["calls"] == before["calls"]
-    await end_others()
+    # Of the other resources, the calls of a `Delay` may use more or fewer by now.
+    assert env.left()["calls"] == before["calls"]
+    await cancel_all_calls()
     await asyncio.sleep(0.1)
-    assert set(at.left().values()) == {0}
+    assert set(env.left().values()) == {0}
 
 
 @pytest.mark.parametrize("after", [0.0, 0.01, 1.5])
-@pytest.mark.parametrize(("hold", "pace"), HOLDS, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("delay", "pace"), DELAYS, ids=lambda value: getattr(value, "__name__", ""))
 @in_virtual_time
-async def test_cancelling_frees_everything(hold: Hold, pace: Pace, after: float) -> None:
-    """Whatever it was doing: within 100 ms, and the session goes on."""
-    async with world(pace) as at:
-        await hold(at)
-        await cancel_and_look(at, after)
-        await at.server.recover()
+async def test_cancelled_call_frees_everything(delay: Delay, pace: Pace, after: float) -> None:
+    """It takes at most 0.1 s, and later calls of the session succeed."""
+    async with world(pace) as env:
+        await delay(env)
+        await assert_cancelling_frees_everything(env, after)
+        await env.server.recover()
         await asyncio.sleep(10)
 
-        done = await asyncio.gather(*(at.call(f"acc_new_{number}") for number in range(50)))
+        patched = await asyncio.gather(*(env.call(f"acc_new_{number}") for number in range(50)))
 
-        assert len(done) == 50
-        assert set(at.left().values()) == {0}
+        assert len(patched) == 50
+        assert set(env.left().values()) == {0}
 
 
 @in_virtual_time
-async def test_cancelling_frees_everything_while_connecting_or_reading() -> None:
-    """A connection that is half made, or half read, is not kept for the next one."""
-    async with world(connector=Far) as at:
-        await cancel_and_look(at, 1.0)
-    async with dripping() as at:
-        await cancel_and_look(at, 1.0)
+async def test_call_that_is_cancelled_while_connecting_frees_its_connection() -> None:
+    async with world(connector=SlowConnector) as env:
+        await assert_cancelling_frees_everything(env, 1.0)
+
+
+@in_virtual_time
+async def test_call_that_is_cancelled_while_reading_frees_its_connection() -> None:
+    async with dripping() as env:
+        await assert_cancelling_frees_everything(env, 1.0)
 
 
 # --- Latency ---
 
 
 @in_virtual_time
-async def test_latency_is_measured_from_the_first_attempt() -> None:
-    """Hundreds of accounts wait for a low rate; each is answered within 50 ms of its request."""
-    async with world(Pace(in_flight=100, rate=20.0)) as at:
-        async with at.session.rotate({f"acc_{number}": PROXY for number in range(200)}) as rotation:
-            figures = ProgressStats(200, rotation, at.session)
+async def test_latency_does_not_include_the_wait_for_the_first_permit() -> None:
+    """200 accounts wait for up to 10 s because of the rate limit, but each response takes 0.05 s."""
+    async with world(Pace(in_flight=100, rate=20.0)) as env:
+        async with env.session.rotate({f"acc_{number}": PROXY for number in range(200)}) as rotation:
+            progress = ProgressStats(200, rotation, env.session)
             outcomes = [outcome async for outcome in rotation]
         for outcome in outcomes:
-            figures.add(outcome)
-        took = now()
-    settled = [event for _, event in at.events if isinstance(event, events.AccountSettled)]
-    calls = [event for _, event in at.events if isinstance(event, events.CallEnded)]
+            progress.add(outcome)
+        makespan = now()
+    settled = [event for _, event in env.events if isinstance(event, events.AccountSettled)]
+    calls = [event for _, event in env.events if isinstance(event, events.CallEnded)]
 
-    assert took == pytest.approx(10.0, abs=0.2)
+    assert makespan == pytest.approx(10.0, abs=0.2)
     assert [outcome.elapsed for outcome in outcomes] == [pytest.approx(0.05, abs=0.002)] * 200
     assert [event.elapsed for event in settled] == [pytest.approx(0.05, abs=0.002)] * 200
     assert [event.elapsed for event in calls] == [pytest.approx(0.05, abs=0.002)] * 200
-    assert "p50 50 ms p95 50 ms" in figures.pace()
+    assert "p50 50 ms p95 50 ms" in progress.pace()
 
 
 @in_virtual_time
-async def test_latency_includes_retries_and_their_waits() -> None:
-    """Also the wait for the pace before a retry, and the other proxies of a pool before the last one."""
-    waits = RetryPolicy(wait=lambda _state: 2.0)
-    dead, pool = CustomProxy(host="dead.example.com", port=8080), [PROXY]
-    async with world(retry=waits) as at:
-        at.server.faults.script("acc_0", "errors/provider_error", 200)
-        at.server.faults.script("acc_1", *["errors/proxy_error"] * 2, 200)
-        async with at.session.rotate(["acc_0", "acc_1"], pool=ProxyPool([dead, *pool])) as rotation:
+async def test_latency_includes_retries_backoff_and_earlier_proxies_of_the_pool() -> None:
+    policy = RetryPolicy(wait=lambda _state: 2.0)
+    pool = ProxyPool([CustomProxy(host="dead.example.com", port=8080), PROXY])
+    async with world(retry=policy) as env:
+        env.server.faults.script("acc_0", "errors/provider_error", 200)
+        env.server.faults.script("acc_1", *["errors/proxy_error"] * 2, 200)
+        async with env.session.rotate(["acc_0", "acc_1"], pool=pool) as rotation:
             elapsed = {outcome.account_id: outcome.elapsed async for outcome in rotation}
-    ended = [event.elapsed for _, event in at.events if isinstance(event, events.CallEnded)]
+    ended = [event.elapsed for _, event in env.events if isinstance(event, events.CallEnded)]
 
     assert elapsed == {"acc_0": pytest.approx(2.1, abs=0.01), "acc_1": pytest.approx(2.15, abs=0.01)}
     assert sorted(ended) == [pytest.approx(0.05, abs=0.01), *[pytest.approx(2.1, abs=0.01)] * 2]
 
 
 @in_virtual_time
-async def test_a_call_that_was_never_sent_took_no_time() -> None:
-    """Its wait for the pace is no latency of the service."""
-    async with world(Pace(in_flight=1, adaptive=False)) as at:
-        await at.server.outage("silent")
-        first = at.call("acc_0")
+async def test_elapsed_time_of_a_call_that_was_never_sent_is_zero() -> None:
+    """The wait for a permit is not latency of the service."""
+    async with world(Pace(in_flight=1, adaptive=False)) as env:
+        await env.server.outage("silent")
+        first = env.call("acc_0")
         with pytest.raises(errors.DeadlineError):
-            await at.call(retry=RetryPolicy(deadline=10.0))
+            await env.call(retry=RetryPolicy(deadline=10.0))
         first.cancel()
-    ended = {event.account_id: event.elapsed for _, event in at.events if isinstance(event, events.CallEnded)}
+    ended = {
+        event.account_id: event.elapsed for _, event in env.events if isinstance(event, events.CallEnded)
+    }
 
     assert ended["acc_x"] == 0.0
 
@@ -247,7 +248,7 @@ async def test_a_call_that_was_never_sent_took_no_time() -> None:
 
 
 class StopNowError(BaseException):
-    """What a signal's handler may raise anywhere, an observer included."""
+    """Raised by a signal handler that runs while an observer runs."""
 
 
 EVENTS = [
@@ -264,10 +265,10 @@ EVENTS = [
 @pytest.mark.parametrize("error", [asyncio.CancelledError, StopNowError], ids=lambda error: error.__name__)
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.__name__)
 @in_virtual_time
-async def test_an_observer_that_raises_leaves_nothing_taken(
+async def test_observer_that_raises_leaves_no_resource_in_use(
     kind: type[events.Event], error: type[BaseException]
 ) -> None:
-    """No slot, no account's turn, and no pause that does not end: the session goes on."""
+    """All permits and locks are released, pauses end, and later calls of the session succeed."""
     raising, raised = True, 0
 
     def observe(event: events.Event) -> None:
@@ -276,99 +277,96 @@ async def test_an_observer_that_raises_leaves_nothing_taken(
             raised += 1
             raise error
 
-    async with world(Pace(in_flight=10), on_event=observe) as at:
-        await at.server.outage("503")
-        calls = [at.call(f"acc_{number % 20}") for number in range(40)]
+    async with world(Pace(in_flight=10), on_event=observe) as env:
+        await env.server.outage("503")
+        calls = [env.call(f"acc_{number % 20}") for number in range(40)]
         await asyncio.sleep(20)
-        await at.server.recover()
+        await env.server.recover()
         await asyncio.gather(*calls, return_exceptions=True)
         await asyncio.sleep(10)
         raising = False
 
-        done = await asyncio.gather(*(at.call(f"acc_new_{number}") for number in range(50)))
+        patched = await asyncio.gather(*(env.call(f"acc_new_{number}") for number in range(50)))
 
         assert raised
-        assert len(done) == 50
-        assert not at.session.paused
-        assert set(at.left().values()) == {0}
+        assert len(patched) == 50
+        assert not env.session.paused
+        assert set(env.left().values()) == {0}
 
 
 # --- Many calls ---
 
 
-def slot_waits(recorded: list[tuple[float, events.Event]], began: float) -> list[tuple[float, float, bool]]:
-    """When each attempt was due, how long it then waited, and whether it is a retry; in the order of due."""
+def permit_waits(
+    recorded: list[tuple[float, events.Event]], started: float
+) -> tuple[list[float], list[float]]:
+    """The seconds that first attempts and retries waited for permits, each in the order of due times."""
     due: dict[str, float] = {}
-    waits = []
-    for when, event in recorded:
+    first_attempts, retries = list[tuple[float, float]](), list[tuple[float, float]]()
+    for recorded_at, event in recorded:
         if isinstance(event, events.RetryScheduled):
-            due[event.account_id] = when + event.wait
+            due[event.account_id] = recorded_at + event.wait
         elif isinstance(event, events.AttemptStarted):
-            since = due.get(event.account_id, began)
-            waits.append((since, when - since, event.number > 1))
-    return sorted(waits)
+            since = due.get(event.account_id, started)
+            (retries if event.number > 1 else first_attempts).append((since, recorded_at - since))
+    return [wait for _, wait in sorted(first_attempts)], [wait for _, wait in sorted(retries)]
 
 
-@pytest.mark.parametrize("share", [0, 2, 5], ids=["new calls only", "some retries", "many retries"])
+@pytest.mark.parametrize("failing", [0, 120, 300], ids=["no retries", "some retries", "many retries"])
 @pytest.mark.parametrize("adaptive", [True, False])
 @in_virtual_time
-async def test_slots_are_given_fairly(adaptive: bool, share: int) -> None:
-    """No call waits over four times the mean of its neighbours, retry or not."""
-    async with world(Pace(in_flight=10, adaptive=adaptive)) as at:
-        for number in range(0, 600 if share else 0, 10 // share if share else 1):
-            at.server.faults.script(f"acc_{number}", "errors/provider_error", 200)
-        began = now()
-        await asyncio.gather(*(at.call(f"acc_{number}") for number in range(600)))
-        of_all = slot_waits(at.events, began)
+async def test_permits_are_granted_fairly(adaptive: bool, failing: int) -> None:
+    """No attempt waits longer than four times the mean of the 50 attempts around it, or 0.1 s."""
+    async with world(Pace(in_flight=10, adaptive=adaptive)) as env:
+        for number in range(failing):
+            env.server.faults.script(f"acc_{number * 600 // failing}", "errors/provider_error", 200)
+        started = now()
+        await asyncio.gather(*(env.call(f"acc_{number}") for number in range(600)))
+        first_attempts, retries = permit_waits(env.events, started)
 
-    for retries in (False, True):
-        waits = [wait for _, wait, is_retry in of_all if is_retry is retries]
-        if not retries:
-            waits.sort()  # all were due at once: neighbours are those that were let in beside it
+    first_attempts.sort()  # all were due at the same time, so compare those that started at similar times
+    for waits in (first_attempts, retries):
         for index, wait in enumerate(waits):
-            beside = waits[max(0, index - 25) : index + 26]
-            assert wait <= max(0.1, 4 * sum(beside) / len(beside))
-    # And who came first goes first.
-    started = [event for _, event in at.events if isinstance(event, events.AttemptStarted)]
-    firsts = [event.account_id for event in started if event.number == 1]
-    assert firsts == [f"acc_{number}" for number in range(600)]
+            around = waits[max(0, index - 25) : index + 26]
+            assert wait <= max(0.1, 4 * sum(around) / len(around))
+    attempts = [event for _, event in env.events if isinstance(event, events.AttemptStarted)]
+    order = [event.account_id for event in attempts if event.number == 1]
+    assert order == [f"acc_{number}" for number in range(600)], (
+        "first attempts start in the order of the calls"
+    )
 
 
 @in_virtual_time
-async def test_a_thousand_calls_at_once_each_get_their_own_answer() -> None:
-    """And their own history: nothing of a call is kept where another could find it."""
+async def test_a_thousand_concurrent_calls_get_their_own_result_and_attempts() -> None:
     faults = ["errors/provider_error", "errors/network_down", "errors/proxy_error"]
-    async with world(Pace(in_flight=1000, start=1000)) as at:
+    async with world(Pace(in_flight=1000, start=1000)) as env:
         for number in range(1000):
-            ends = "errors/wrong_account" if number % 5 == 0 else 200
-            at.server.faults.script(f"acc_{number}", *faults[: number % 4], ends)
-        calls = [at.call(f"acc_{number}") for number in range(1000)]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
+            last = "errors/wrong_account" if number % 5 == 0 else 200
+            env.server.faults.script(f"acc_{number}", *faults[: number % 4], last)
+        calls = [env.call(f"acc_{number}") for number in range(1000)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
 
-    for number, answer in enumerate(answers):
-        assert not isinstance(answer, BaseException) or isinstance(answer, PostPressError)
-        assert answer.account_id == f"acc_{number}"
-        codes = [attempt.error for attempt in answer.attempts]
-        last = "errors/wrong_account" if number % 5 == 0 else None
-        assert codes == [*faults[: number % 4], last]
-        assert isinstance(answer, errors.WrongAccountError) is (last is not None)
-        assert [attempt.number for attempt in answer.attempts] == list(range(1, len(codes) + 1))
-
-
-# --- What looks like an outage but is not ---
+    for number, result in enumerate(results):
+        assert not isinstance(result, BaseException) or isinstance(result, PostPressError)
+        assert result.account_id == f"acc_{number}"
+        last_error = "errors/wrong_account" if number % 5 == 0 else None
+        assert [attempt.error for attempt in result.attempts] == [*faults[: number % 4], last_error]
+        assert isinstance(result, errors.WrongAccountError) is (last_error is not None)
+        numbers = [attempt.number for attempt in result.attempts]
+        assert numbers == list(range(1, len(numbers) + 1))
 
 
 @in_virtual_time
-async def test_a_rotation_ends_though_its_last_accounts_get_nothing_but_503s() -> None:
-    """A service that is out looks the same: patience has an end, in hours."""
+async def test_rotation_ends_although_its_last_accounts_always_get_503s() -> None:
+    """That looks like an outage, which a rotation waits out, but only for some hours."""
     policy = RetryPolicy(also_on=(errors.NoClientSessionError,))
-    sick = [f"acc_sick_{number}" for number in range(40)]
-    async with world(retry=policy) as at:
-        for account_id in sick:
-            at.server.faults.script(account_id, *[Fault(type="errors/no_client_session")] * 1000)
-        well = [f"acc_{number}" for number in range(40)]
-        changes = [(name, PROXY) for name in well + sick]
-        async with asyncio.timeout(6 * 3600), at.session.rotate(changes) as rotation:
+    failing = [f"acc_failing_{number}" for number in range(40)]
+    working = [f"acc_{number}" for number in range(40)]
+    async with world(retry=policy) as env:
+        for account_id in failing:
+            env.server.faults.script(account_id, *[Fault(type="errors/no_client_session")] * 1000)
+        changes = [(account_id, PROXY) for account_id in working + failing]
+        async with asyncio.timeout(6 * 3600), env.session.rotate(changes) as rotation:
             states = {outcome.account_id: outcome.state async for outcome in rotation}
 
-    assert states == dict.fromkeys(well, State.PATCHED) | dict.fromkeys(sick, State.FAILED)
+    assert states == dict.fromkeys(working, State.PATCHED) | dict.fromkeys(failing, State.FAILED)

@@ -1,4 +1,4 @@
-"""A Dask scheduler and workers as separate processes with certificates, for tests that kill them."""
+"""A Dask scheduler and its workers as separate processes with TLS, for tests that kill them."""
 
 import asyncio
 import json
@@ -20,14 +20,14 @@ from distributed import Client
 from postpress_async.cluster import read_certificates, write_certificates
 from postpress_async.sandbox import Sandbox
 
-DASK = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s"}
+DASK_SETTINGS = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10s"}
 
 
-async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+async def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """
-    Wait for *condition*; raise `TimeoutError` after *seconds*.
+    Wait until *condition* is true; raise `TimeoutError` after *seconds*.
 
-    It is checked a hundred times per second, because the workers need the CPU.
+    The condition is checked only a hundred times per second, because the workers need the CPU.
     """
     async with asyncio.timeout(seconds):
         while not condition():
@@ -35,32 +35,33 @@ async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens."""
+    """A port of this machine on which no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
     return port
 
 
-def settled(journal: Path) -> dict[str, str]:
-    """The state of each account in the journal."""
+def recorded_states(journal: Path) -> dict[str, str]:
+    """The state of each account that the journal has recorded."""
     if not journal.exists():
         return {}
     connection = sqlite3.connect(journal)
     try:
         return dict(connection.execute("SELECT account_id, state FROM outcomes"))
-    except sqlite3.OperationalError:  # it is being created
+    except sqlite3.OperationalError:  # the journal is being created
         return {}
     finally:
         connection.close()
 
 
-class World:
+class ClusterProcesses:
     """
-    Processes in *folder*, which are killed at the end of ``async with``.
+    A Dask cluster whose processes keep their files in *folder*. ``async with`` kills them at its end.
 
     Attributes:
-        journal: The journal of a rotation of ``fleet.csv``.
-        scheduler: The latest scheduler.
+        journal: The journal of a rotation of ``fleet.csv`` in *folder*.
+        scheduler: The scheduler that was started last.
+        address: Address of that scheduler.
     """
 
     def __init__(
@@ -98,43 +99,46 @@ class World:
     async def start_scheduler(self) -> None:
         """Start a scheduler, and read its address."""
         file = self.folder / f"scheduler-{len(self._started)}.json"
-        words = ["--host", self.host, "--port", "0", "--scheduler-file", str(file)]
-        self.scheduler = await self._start("scheduler", *words, "--dashboard-address", f"{self.host}:0")
+        arguments = ["--host", self.host, "--port", "0", "--scheduler-file", str(file)]
+        self.scheduler = await self._start("scheduler", *arguments, "--dashboard-address", f"{self.host}:0")
 
-        def address() -> str:
+        def read_address() -> str:
             with suppress(OSError, ValueError):  # not written yet, or only in part
                 self.address = json.loads(file.read_text())["address"]
             return self.address
 
         self.address = ""
-        await until(address)
+        await wait_until(read_address)
 
     async def start_worker(
-        self, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
+        self, *arguments: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
     ) -> Process:
-        """Start a worker, which connects some seconds later."""
+        """Start a worker, which connects some seconds later. *prefix* is the start of its command line."""
         local = ["--local-directory", str(self.folder / f"worker-{len(self._started)}")]
         common = ["--no-nanny", "--nthreads", "8", "--no-dashboard", "--memory-limit", "0", *local]
         key = {"POSTPRESS_API_KEY": self.sandbox.api_key}
         return await self._start(
-            "worker", self.address, *common, *words, prefix=prefix, env=key | (env or {})
+            "worker", self.address, *common, *arguments, prefix=prefix, env=key | (env or {})
         )
 
     async def _start(
-        self, what: str, *words: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
+        self, role: str, *arguments: str, prefix: Sequence[str] = (), env: dict[str, str] | None = None
     ) -> Process:
         tls = ["--tls-ca-file", self._certificate, "--tls-cert", self._certificate, "--tls-key", self._key]
-        command = [*prefix, sys.executable, "-m", f"distributed.cli.dask_{what}", *words, *map(str, tls)]
-        log = (self.folder / f"{what}-{len(self._started)}.log").open("wb")
-        made = await asyncio.create_subprocess_exec(
-            *command, env={**os.environ, **DASK, **self._logging, **(env or {})}, stdout=log, stderr=log
-        )
-        log.close()
-        self._started.append(made)
-        return made
+        module = f"distributed.cli.dask_{role}"
+        command = [*prefix, sys.executable, "-m", module, *arguments, *map(str, tls)]
+        with (self.folder / f"{role}-{len(self._started)}.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env={**os.environ, **DASK_SETTINGS, **self._logging, **(env or {})},
+                stdout=log,
+                stderr=log,
+            )
+        self._started.append(process)
+        return process
 
     def client(self) -> Any:
-        """Connect to the scheduler."""
+        """A Dask client of the scheduler."""
         security = read_certificates(self.folder / "certificates")
         return Client(self.address, security=security, asynchronous=True)
 
@@ -142,27 +146,28 @@ class World:
         """The output of the scheduler and the workers."""
         return b"".join(log.read_bytes() for log in self.folder.glob("*.log"))
 
-    async def rotate(self, fleet: Path, *words: str, prefix: Sequence[str] = ()) -> Process:
-        """Start the command on this cluster. The caller reads its output."""
+    async def rotate(self, fleet: Path, *arguments: str, prefix: Sequence[str] = ()) -> Process:
+        """Start the command ``rotate`` on this cluster. The caller reads its output."""
         environment = {name: text for name, text in os.environ.items() if not name.startswith("POSTPRESS_")}
         environment |= {"POSTPRESS_API_KEY": self.sandbox.api_key, "POSTPRESS_BASE_URL": self.sandbox.url}
         cluster = ["--cluster", self.address, "--certificates", str(self.folder / "certificates")]
-        command = [*prefix, sys.executable, "-m", "postpress_async", "rotate", str(fleet), *cluster, *words]
-        made = await asyncio.create_subprocess_exec(
+        program = [sys.executable, "-m", "postpress_async"]
+        command = [*prefix, *program, "rotate", str(fleet), *cluster, *arguments]
+        process = await asyncio.create_subprocess_exec(
             *command, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, cwd=self.folder
         )
-        self._started.append(made)
-        return made
+        self._started.append(process)
+        return process
 
 
 def write_fleet(folder: Path, accounts: int) -> tuple[Path, list[str]]:
-    """Write a fleet of managed proxies. Returns its path and account ids."""
-    names = [f"acc_{number:06}" for number in range(accounts)]
+    """Write a fleet whose accounts get managed proxies. Returns its path and the account ids."""
+    account_ids = [f"acc_{number:06}" for number in range(accounts)]
     fleet = folder / "fleet.csv"
-    fleet.write_text("account_id,country\n" + "".join(f"{name},US\n" for name in names))
-    return fleet, names
+    fleet.write_text("account_id,country\n" + "".join(f"{account_id},US\n" for account_id in account_ids))
+    return fleet, account_ids
 
 
-def sent_times(sandbox: Sandbox, names: Sequence[str]) -> Counter[int]:
-    """The number of accounts by how often they were sent."""
-    return Counter(sandbox.record.sends(name) for name in names)
+def accounts_by_requests(sandbox: Sandbox, account_ids: Sequence[str]) -> Counter[int]:
+    """How many accounts got one request, how many got two, and so on."""
+    return Counter(sandbox.record.sends(account_id) for account_id in account_ids)

@@ -1,15 +1,14 @@
 """
-Scenarios drawn from seeds, for what a table of chosen ones might miss.
+Scenarios drawn from seeds, for cases that the chosen scenarios may miss.
 
-`TUNED` are some of the seeds with which the constants of the pace were chosen; all others below 409 have
-been looked at, too. Do not look at the results of `HELD_OUT` while changing them: these show whether the
-pace copes with what nobody tuned it for.
+The constants of the pace were tuned with `TUNED` and other seeds, all of them below 409. `HELD_OUT` show how
+the pace handles scenarios for which it was not tuned, so do not tune it by their results.
 """
 
 import math
 import random
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from attrs import asdict, evolve
 
@@ -29,16 +28,16 @@ def fixed(latency: float) -> Callable[[random.Random], float]:
 
 
 def ramp(start: float, end: float, before: float, after: float) -> Curve:
-    """*before* until *start*, *after* from *end*, and a straight line between them."""
+    """The value *before* until *start*, the value *after* from *end*, and a straight line in between."""
     return lambda now: before + (after - before) * min(max((now - start) / (end - start), 0.0), 1.0)
 
 
 def _flap(chance: random.Random) -> Scenario:
-    """The service is well and out in turns, of a few seconds each."""
+    """The service alternates between working and an outage every few seconds."""
     down, up = chance.uniform(1.0, 4.0), chance.uniform(2.0, 6.0)
     latency, kind = chance.uniform(0.03, 0.1), chance.choice(KINDS)
     behavior = Behavior(latency=fixed(latency), out=flapping(kind, up, down))
-    # Ten thousand accounts last for some periods only if not too many are in flight.
+    # With few in flight, the 10,000 accounts take long enough for several outages.
     name = f"{kind}, well {up:.1f} s, out {down:.1f} s, {latency * 1000:.0f} ms"
     return Scenario(name, behavior, None, 1.1, 1.1, in_flight=chance.choice((20, 30, 50)))
 
@@ -56,7 +55,7 @@ def _ramp(chance: random.Random) -> Scenario:
 
 
 def _heavy(chance: random.Random) -> Scenario:
-    """Few of the answers take very long, up to the two seconds after which services give up."""
+    """A few of the responses take very long, up to 2 s."""
     mean = chance.uniform(0.03, 0.1)
     if chance.random() < 0.5:
         shape = chance.uniform(1.0, 1.7)
@@ -72,12 +71,12 @@ def _heavy(chance: random.Random) -> Scenario:
 
 
 def _hang(chance: random.Random) -> Scenario:
-    """The service answers nothing at all for some seconds."""
+    """The service sends no responses for some seconds."""
     start, seconds = chance.uniform(2.0, 8.0), chance.uniform(5.0, 30.0)
     timeout, latency = chance.choice((2.0, 5.0, 10.0, 30.0)), chance.uniform(0.05, 0.1)
     behavior = Behavior(latency=fixed(latency), out=outage("silent", start, start + seconds))
     name = f"{seconds:.0f} s from {start:.0f} s, {timeout:.0f} s attempts, {latency * 1000:.0f} ms"
-    # Requests that hang occupy all permits until their timeout, also if the service is back earlier.
+    # Requests that hang occupy all permits until their timeout, even if the service recovers earlier.
     within = 1.16 if timeout < 30 else 1.5
     return Scenario(name, behavior, None, within, 1.05, in_flight=20, timeout=timeout)
 
@@ -92,36 +91,45 @@ def _stray(chance: random.Random) -> Scenario:
     )
     name = f"{share:.1%} 429 from {begins:.0f} s, {latency * 1000:.0f} ms"
     name += f", Retry-After: {retry_after:.0f}" if retry_after else ""
-    # Refused requests are sent again after up to 1 s, and the last account may be refused more than once.
+    # A retry waits for up to 1 s, and the last account may get more than one 429.
     return Scenario(name, behavior, None, 1.35, 1.08, in_flight=chance.choice((20, 50)))
 
 
 def _mixture(chance: random.Random) -> Scenario:
-    """Two of these at the same time, or one with random errors or a rate limit."""
-    families = (_flap, _ramp, _heavy, _hang, _stray)
-    first, second = chance.sample(families, 2)
-    one, other = first(chance), second(chance)
-    changed = [asdict(scenario.behavior, recurse=False).items() for scenario in (other, one)]
-    changes = {name: value for items in changed for name, value in items if value != _USUAL[name]}
+    """Two families at the same time, often with random errors or a rate limit as well."""
+    first_family, second_family = chance.sample((_flap, _ramp, _heavy, _hang, _stray), 2)
+    first, second = first_family(chance), second_family(chance)
+    # If both change the same attribute, the first family wins.
+    changes = _changed_attributes(second.behavior) | _changed_attributes(first.behavior)
     behavior = Behavior(**changes)
-    name = f"{first.__name__[1:]} and {second.__name__[1:]}"
+    name = f"{first_family.__name__[1:]} and {second_family.__name__[1:]}"
     match chance.choice(("", "passing", "unavailable", "tier")):
         case "passing":
-            behavior = evolve(behavior, passing=(share := chance.uniform(0.01, 0.1)))
+            share = chance.uniform(0.01, 0.1)
+            behavior = evolve(behavior, passing=share)
             name += f", {share:.0%} provider_error"
         case "unavailable":
-            behavior = evolve(behavior, unavailable=always(share := chance.uniform(0.005, 0.03)))
+            share = chance.uniform(0.005, 0.03)
+            behavior = evolve(behavior, unavailable=always(share))
             name += f", {share:.1%} 503"
         case "tier":
-            behavior = evolve(behavior, tier=always(tier := chance.uniform(80.0, 300.0)))
+            tier = chance.uniform(80.0, 300.0)
+            behavior = evolve(behavior, tier=always(tier))
             name += f", tier of {tier:.0f}/s"
         case _:
             pass
-    timeout = min(one.timeout, other.timeout)
-    return Scenario(name, behavior, None, 1.35, 1.25, in_flight=one.in_flight, timeout=timeout, failures=3)
+    timeout = min(first.timeout, second.timeout)
+    return Scenario(name, behavior, None, 1.35, 1.25, in_flight=first.in_flight, timeout=timeout, failures=3)
 
 
-_USUAL: Final = asdict(Behavior(), recurse=False)
+_DEFAULTS: Final = asdict(Behavior(), recurse=False)
+
+
+def _changed_attributes(behavior: Behavior) -> dict[str, Any]:
+    """The attributes of *behavior* that differ from their defaults."""
+    attributes = asdict(behavior, recurse=False)
+    return {name: value for name, value in attributes.items() if value != _DEFAULTS[name]}
+
 
 FAMILIES: Final = {
     "flap": _flap,
@@ -135,9 +143,9 @@ FAMILIES: Final = {
 
 def generated(seeds: range, *families: str) -> list[Scenario]:
     """The scenarios of *families*, or of all of them, for these seeds."""
-    return [
-        evolve(scenario, name=f"{family} {seed}: {scenario.name}", accounts=ACCOUNTS)
-        for family in families or FAMILIES
-        for seed in seeds
-        for scenario in (FAMILIES[family](random.Random(f"{family} {seed}")),)
-    ]
+    scenarios = []
+    for family in families or FAMILIES:
+        for seed in seeds:
+            scenario = FAMILIES[family](random.Random(f"{family} {seed}"))
+            scenarios.append(evolve(scenario, name=f"{family} {seed}: {scenario.name}", accounts=ACCOUNTS))
+    return scenarios

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - a table has one row a line
-"""Scenarios of a service under load, in outages and with errors."""
+"""Scenarios for the pacer alone: overload, outages and errors of the service, each with its claims."""
 
 import math
 import random
@@ -13,12 +13,13 @@ def outage(kind: str, start: float, end: float) -> Callable[[float], str]:
 
 
 def flapping(kind: str, up: float, down: float, until: float = math.inf) -> Callable[[float], str]:
+    """The service works for *up* seconds and then does not for *down* seconds, again and again."""
     return lambda now: kind if now < until and now % (up + down) >= up else ""
 
 
 def steps(*pairs: tuple[float, float]) -> Curve:
-    """The value of the last (from when, value) that has begun."""
-    return lambda now: next(value for when, value in reversed(pairs) if now >= when)
+    """A step function of pairs (start, value): each value is valid from its start to the next one."""
+    return lambda now: next(value for start, value in reversed(pairs) if now >= start)
 
 
 def lognormal(mean: float, sigma: float) -> Callable[[random.Random], float]:
@@ -29,7 +30,7 @@ def pareto(mean: float, alpha: float) -> Callable[[random.Random], float]:
     return lambda chance: mean * (alpha - 1) / alpha * chance.paretovariate(alpha)
 
 
-THOUSAND, TWO = always(1000.0), always(2000.0)
+THOUSAND = always(1000.0)
 
 
 def _outage(kind: str, within: float) -> Scenario:
@@ -58,7 +59,7 @@ def _tier(
     )
 
 
-CROWD = Behavior(capacity=always(50.0), queue=150)
+CAPACITY_50 = Behavior(capacity=always(50.0), queue=150)
 
 # fmt: off
 TABLE = [
@@ -67,8 +68,8 @@ TABLE = [
     _outage("refused", 1.04),
     _outage("503", 1.04),
     _outage("504", 1.07),
-    Scenario("50 at once, started at 20", CROWD, THOUSAND, 1.03, 1.01, in_flight=1000),
-    Scenario("50 at once, started at 1,000", CROWD, THOUSAND, 1.03, 1.01, in_flight=1000, start=1000),
+    Scenario("50 at once, started at 20", CAPACITY_50, THOUSAND, 1.03, 1.01, in_flight=1000),
+    Scenario("50 at once, started at 1,000", CAPACITY_50, THOUSAND, 1.03, 1.01, in_flight=1000, start=1000),
     Scenario(
         "ten times slower for 20 s, queue 150", Behavior(slow=between(5, 25, 10, 1), capacity=always(50.0)),
         between(5, 25, 100, 1000), 1.03, 1.03, in_flight=400, timeout=2.0,
@@ -133,7 +134,7 @@ MORE = [
     Scenario("two sessions, tier of 100/s", Behavior(tier=always(100.0)), always(100.0), 1.05, 1.02, sessions=2, throttled=0.015),
     Scenario("three sessions, tier of 100/s", Behavior(tier=always(100.0)), always(100.0), 2.5, 1.06, sessions=3),
     Scenario("four sessions, tier of 100/s", Behavior(tier=always(100.0)), always(100.0), 3.5, 1.15, sessions=4, failures=50),
-    Scenario("two sessions, 50 at once", CROWD, THOUSAND, 1.05, 1.02, in_flight=1000, sessions=2, failures=3),
+    Scenario("two sessions, 50 at once", CAPACITY_50, THOUSAND, 1.05, 1.02, in_flight=1000, sessions=2, failures=3),
     Scenario("out for an hour: 503", Behavior(out=outage("503", 5, 3605)), between(5, 3605, 0, 2000), 1.01, 1.06, in_flight=100),
     Scenario("out for an hour: silent", Behavior(out=outage("silent", 5, 3605)), between(5, 3605, 0, 2000), 1.01, 1.06, in_flight=100),
     Scenario("out from the start for 20 s: refused", Behavior(out=outage("refused", 0, 20)), between(0, 20, 0, 2000), 1.06, 1.02, in_flight=100),
@@ -154,6 +155,6 @@ MORE = [
     Scenario("1% 429 whatever the rate, Retry-After: 10", Behavior(stray=always(0.01), retry_after=10.0), THOUSAND, 2.0, 1.02),
     Scenario("tier of 100/s, 2% 429 whatever the rate", Behavior(tier=always(100.0), stray=always(0.02)), always(100.0), 1.03, 1.08, failures=3),
     Scenario("one in flight, out for 20 s: 504", Behavior(out=outage("504", 5, 25)), between(5, 25, 0, 20), 1.1, 1.05, in_flight=1, accounts=500),
-    Scenario("capacity 50, for 5 minutes", CROWD, THOUSAND, 1.02, 1.02, in_flight=1000, accounts=300_000),
+    Scenario("capacity 50, for 5 minutes", CAPACITY_50, THOUSAND, 1.02, 1.02, in_flight=1000, accounts=300_000),
 ]
 # fmt: on

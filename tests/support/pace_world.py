@@ -1,4 +1,4 @@
-"""A world without sockets or real time, in which a pace can be measured: a loop, a service, a rotation."""
+"""A simulated service and rotation without sockets, in virtual time, to measure the pacer alone."""
 
 import asyncio
 import math
@@ -17,15 +17,16 @@ from tests.support.simulated_service import ideal
 from tests.support.virtual_loop import VirtualLoop, run
 
 Curve = Callable[[float], float]
-"""A number that depends on the time."""
+"""A number that depends on the time in seconds."""
 
 
 def always(value: float) -> Curve:
     return lambda _now: value
 
 
-def between(start: float, end: float, then: float, else_: float) -> Curve:
-    return lambda now: then if start <= now < end else else_
+def between(start: float, end: float, inside: float, outside: float) -> Curve:
+    """The value *inside* from *start* to *end*, and *outside* before and after."""
+    return lambda now: inside if start <= now < end else outside
 
 
 async def acquire(pace: Pacer, *, retry: bool = False) -> Permit:
@@ -45,23 +46,25 @@ async def acquire(pace: Pacer, *, retry: bool = False) -> Permit:
 @frozen
 class Behavior:
     """
-    What the service is like, and what happens to it.
+    How the simulated service responds.
 
     Attributes:
-        latency: Seconds of work for a request, drawn with the given source of chance.
-        slow: Multiplies the work of requests that begin at that time.
-        capacity: Requests worked on at once.
-        queue: Requests that wait for that; more are refused with a 503 after *refusal* seconds.
-        concurrency: More than so many get a 429.
-        out: The kind of outage at that time, or "": refused, 503, 504, silent.
-        tier: Requests a second of the key; *burst* more at once; beyond it a 429.
-        window: In place of the bucket, so many seconds with ``tier * window`` requests each.
-        retry_after: Seconds told with a 429 (None: none, 0: the exact time rounded up).
-        overload_retry_after: Retry-After of a 503, in seconds.
-        passing: Share of answers that are a provider_error; passes.
-        unavailable: Share of answers that are a 503; passes.
-        stray: Share of requests that get a 429 whatever the rate, as of a limit per account; passes.
-        dead: Share of accounts all whose attempts are a proxy_error.
+        latency: Draws the seconds of work for a request from a source of random numbers.
+        slow: Factor of the work of requests that start at a time.
+        capacity: Number of requests that the service processes at once, at a time.
+        queue: Maximum number of requests that wait for the capacity. Further ones get a 503.
+        concurrency: Number of processed requests from which further ones get a 429.
+        out: The outage at a time: "refused", "503", "504", "silent", or "" for none.
+        tier: Requests per second that the API key may send at a time. Further ones get a 429.
+        burst: Size of the token bucket of the tier.
+        window: Length in seconds of the fixed windows that the tier uses; None for a token bucket.
+        retry_after: Retry-After of a 429 in seconds; None for no header, 0 for the exact time, rounded up.
+        overload_retry_after: Retry-After of a 503 in seconds.
+        passing: Share of responses that are a provider_error; a retry may succeed.
+        unavailable: Share of responses that are a 503 at a time; a retry may succeed.
+        stray: Share of requests that get a 429 at any rate, as with a limit per account; a retry may succeed.
+        dead: Share of accounts whose every attempt is a proxy_error.
+        refusal: Seconds after which 429s, and 503s for a full queue, are sent.
     """
 
     latency: Callable[[random.Random], float] = lambda _chance: 0.05
@@ -97,16 +100,16 @@ PATCHED, PASSING, DEAD = (
 
 
 class Service:
-    """Answers in virtual time. A request that the client gave up is worked on all the same."""
+    """Responds in virtual time. It also processes requests that the client has given up."""
 
     def __init__(self, behavior: Behavior, seed: int) -> None:
         self.behavior = behavior
         self.chance = random.Random(seed)
         self.loop = asyncio.get_running_loop()
-        self.asked = 0
-        self.peak = 0
-        self.work = 0.0  # seconds that had to be worked, at the usual speed
-        self.needed = 0  # answers that took work
+        self.requests = 0
+        self.peak = 0  # most requests in flight
+        self.work = 0.0  # seconds of work for requests that the client had not given up, at the usual speed
+        self.needed = 0  # number of these requests
         self.signals: Counter[LoadSignal] = Counter()
         self._open: set[asyncio.Future[Reply]] = set()
         self._busy = 0
@@ -114,58 +117,65 @@ class Service:
         self._tokens, self._seen = behavior.burst, 0.0
         self._window = -1
 
-    async def ask(self, account: int, timeout: float) -> Reply:
-        """One attempt; a timeout counts as overload."""
-        answer: asyncio.Future[Reply] = self.loop.create_future()
-        self._take(account, answer)
-        self._open.add(answer)
+    async def request(self, account: int, timeout: float) -> Reply:
+        """Send one request, and return the reply. A timeout is an overload signal."""
+        future: asyncio.Future[Reply] = self.loop.create_future()
+        self._accept(account, future)
+        self._open.add(future)
         self.peak = max(self.peak, len(self._open))
         try:
             async with asyncio.timeout(timeout):
-                reply = await answer
+                reply = await future
         except TimeoutError:
             reply = Reply(LoadSignal.OVERLOAD)
         finally:
-            self._open.discard(answer)
+            self._open.discard(future)
         self.signals[reply.signal] += 1
         return reply
 
     def abort(self) -> None:
-        """All connections are lost."""
-        for answer in self._open:
-            self._give(answer, Reply(LoadSignal.OVERLOAD))
+        """Lose all connections."""
+        for future in self._open:
+            self._answer(future, Reply(LoadSignal.OVERLOAD))
 
-    def _take(self, account: int, answer: asyncio.Future[Reply]) -> None:
-        self.asked += 1
+    def _accept(self, account: int, future: asyncio.Future[Reply]) -> None:
+        self.requests += 1
         behavior, now = self.behavior, self.loop.time()
         match behavior.out(now):
             case "silent":
                 return None
             case "refused":
-                return self._later(0.005, answer, Reply(LoadSignal.OVERLOAD))
+                return self._answer_later(0.005, future, Reply(LoadSignal.OVERLOAD))
             case "503":
-                return self._later(0.05, answer, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after))
+                return self._answer_later(
+                    0.05, future, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after)
+                )
             case "504":
-                return self._later(1.0, answer, Reply(LoadSignal.OVERLOAD))
-        # Without such a share nothing is drawn, so that a seed means the same for all other scenarios.
-        if (stray := behavior.stray(now)) and self.chance.random() < stray:
-            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, behavior.retry_after))
-        if (wait := self._throttle(now)) is not None:
-            retry_after = behavior.retry_after and max(behavior.retry_after, math.ceil(wait))
-            if behavior.retry_after == 0:
-                retry_after = float(max(1, math.ceil(wait)))
-            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED, retry_after))
+                return self._answer_later(1.0, future, Reply(LoadSignal.OVERLOAD))
+        # No random number is drawn for a share of 0, so that other scenarios do not depend on this feature.
+        stray = behavior.stray(now)
+        if stray and self.chance.random() < stray:
+            return self._answer_later(
+                behavior.refusal, future, Reply(LoadSignal.THROTTLED, behavior.retry_after)
+            )
+        wait = self._throttle(now)
+        if wait is not None:
+            retry_after = behavior.retry_after
+            if retry_after is not None:
+                retry_after = float(max(retry_after, math.ceil(wait), 1))
+            return self._answer_later(behavior.refusal, future, Reply(LoadSignal.THROTTLED, retry_after))
         if self._busy >= behavior.concurrency:
-            return self._later(behavior.refusal, answer, Reply(LoadSignal.THROTTLED))
+            return self._answer_later(behavior.refusal, future, Reply(LoadSignal.THROTTLED))
         if self._busy < behavior.capacity(now):
-            return self._begin(account, answer)
+            return self._process(account, future)
         if len(self._queue) < behavior.queue:
-            return self._queue.append((account, answer))
-        return self._later(
-            behavior.refusal, answer, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after)
+            return self._queue.append((account, future))
+        return self._answer_later(
+            behavior.refusal, future, Reply(LoadSignal.OVERLOAD, behavior.overload_retry_after)
         )
 
     def _throttle(self, now: float) -> float | None:
+        """Return the seconds until the tier allows a request; None if it allows one now, and count it."""
         behavior, rate = self.behavior, self.behavior.tier(now)
         if rate == math.inf:
             return None
@@ -182,7 +192,7 @@ class Service:
         self._tokens -= 1
         return None
 
-    def _begin(self, account: int, answer: asyncio.Future[Reply]) -> None:
+    def _process(self, account: int, future: asyncio.Future[Reply]) -> None:
         self._busy += 1
         behavior, now = self.behavior, self.loop.time()
         if account % 1000 < behavior.dead * 1000:
@@ -194,37 +204,37 @@ class Service:
         else:
             reply = PATCHED
         seconds = behavior.latency(self.chance)
-        if not answer.done():
+        if not future.done():
             self.work += seconds
             self.needed += 1
-        self.loop.call_later(seconds * behavior.slow(now), self._finish, answer, reply)
+        self.loop.call_later(seconds * behavior.slow(now), self._finish, future, reply)
 
-    def _finish(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
+    def _finish(self, future: asyncio.Future[Reply], reply: Reply) -> None:
         self._busy -= 1
-        self._give(answer, reply)
+        self._answer(future, reply)
         while self._queue and self._busy < self.behavior.capacity(self.loop.time()):
-            self._begin(*self._queue.popleft())
+            self._process(*self._queue.popleft())
 
-    def _later(self, seconds: float, answer: asyncio.Future[Reply], reply: Reply) -> None:
-        self.loop.call_later(seconds, self._give, answer, reply)
+    def _answer_later(self, seconds: float, future: asyncio.Future[Reply], reply: Reply) -> None:
+        self.loop.call_later(seconds, self._answer, future, reply)
 
-    def _give(self, answer: asyncio.Future[Reply], reply: Reply) -> None:
-        if not answer.done():
-            answer.set_result(reply)
+    def _answer(self, future: asyncio.Future[Reply], reply: Reply) -> None:
+        if not future.done():
+            future.set_result(reply)
 
 
 @define
 class Tally:
-    """What a rotation came to."""
+    """The accounts of a rotation by result."""
 
     patched: int = 0
-    failed: int = 0  # attempts used up by overload signals
-    unlucky: int = 0  # attempts used up, the last one by an error that is not a load signal
-    slot_waits: list[float] = field(default=Factory(list))
+    failed: int = 0  # those whose last attempt got an overload signal or a 429
+    unlucky: int = 0  # those whose last attempt got a random error
+    permit_waits: list[float] = field(default=Factory(list))
 
 
 class Rotation:
-    """Many accounts through one pacer, as a session and a rotation do it."""
+    """Updates many accounts with one pacer, as a rotation does with a session."""
 
     def __init__(self, service: Service, pace: Pace, timeout: float, seed: int) -> None:
         self.service, self.timeout = service, timeout
@@ -232,9 +242,9 @@ class Rotation:
         dice = random.Random(seed + 100).random
         self.pacer = Pacer(pace, clock=self._clock, random=dice, on_pause=self._note_pause)
         self.tally = Tally()
-        self._most_retrying = 10 * pace.in_flight
+        self._max_retrying = 10 * pace.in_flight
         self._retrying = 0
-        self._fewer = asyncio.Event()
+        self._retry_started = asyncio.Event()
         self._chance = random.Random(seed + 200)
         self._paused_for, self._paused_at = 0.0, math.inf
 
@@ -244,39 +254,38 @@ class Rotation:
         self._paused_at = self._clock() if paused else math.inf
 
     def _open_for(self) -> float:
-        """Seconds in which calls were let in, so far."""
+        """Seconds so far in which the circuit breaker was closed."""
         return self._clock() - self._paused_for - max(0.0, self._clock() - self._paused_at)
 
     async def run(self, accounts: range) -> Tally:
         async with asyncio.TaskGroup() as group:
             for account in accounts:
-                while self._retrying >= self._most_retrying:
-                    self._fewer.clear()
-                    await self._fewer.wait()
+                while self._retrying >= self._max_retrying:
+                    self._retry_started.clear()
+                    await self._retry_started.wait()
                 permit = self.pacer.try_acquire() or await acquire(self.pacer)
                 group.create_task(self._update(account, permit))
         return self.tally
 
     async def _update(self, account: int, permit: Any) -> None:
-        used, tries, is_retry = 0, 0, False
+        attempts, is_retry = 0, False  # attempts that count
         while True:
             if permit is None:
-                began = self._open_for()
+                due = self._open_for()
                 permit = self.pacer.try_acquire() or await acquire(self.pacer, retry=True)
-                self.tally.slot_waits.append(self._open_for() - began)
+                self.tally.permit_waits.append(self._open_for() - due)
             if is_retry:
                 self._retrying -= 1
-                self._fewer.set()
-            reply = await self.service.ask(account, self.timeout)
+                self._retry_started.set()
+            reply = await self.service.request(account, self.timeout)
             if self.pacer.release(permit, reply.signal, reply.retry_after):
                 overloaded = reply.signal is LoadSignal.OVERLOAD and self.pacer.overloaded
-                used = max(used, 1) if overloaded else used + 1
-            tries += 1
+                attempts = max(attempts, 1) if overloaded else attempts + 1
             permit = None
             if reply.signal is LoadSignal.SUCCESS:
                 self.tally.patched += 1
                 return
-            if used >= 4:
+            if attempts >= 4:
                 if reply.signal is LoadSignal.ALIVE:
                     self.tally.unlucky += 1
                 else:
@@ -284,17 +293,25 @@ class Rotation:
                 return
             self._retrying += 1
             is_retry = True
-            wait = self._chance.random() * min(20.0, 0.5 * 2 ** min(max(used, 1) - 1, 10))
+            wait = self._chance.random() * min(20.0, 0.5 * 2 ** min(max(attempts, 1) - 1, 10))
             await asyncio.sleep(max(wait, reply.retry_after or 0.0))
 
 
 @frozen
 class Scenario:
     """
+    A simulation, and the claims for its result.
+
     Attributes:
-        rate: Answers a second that the service, perfectly used within *in_flight*, gives at that time. None
-            derives it from the behavior and the work that was drawn.
-        within: Makespan over the ideal, at most; *asks* likewise for requests over needed ones.
+        rate: Responses per second, at a time, of a service that is fully used within *in_flight*. If it is
+            None, it is computed from the behavior and the work that was drawn.
+        within: Maximum ratio of the makespan to the ideal one.
+        asks: Maximum ratio of the requests to the needed ones.
+        ceiling: ``Pace.rate``.
+        timeout: Seconds after which an attempt times out.
+        aborts: Times at which all connections are lost.
+        failures: Maximum number of failed accounts.
+        throttled: Maximum share of 429s.
     """
 
     name: str
@@ -325,8 +342,8 @@ class Result:
     unlucky: int
     throttled: float
     peak: int
-    wait: float
-    wait_most: float
+    mean_wait: float  # of a retry for its permit, in seconds
+    longest_wait: float
     timers: int
 
     @property
@@ -347,13 +364,13 @@ HEAD = (
 
 
 def measure(scenario: Scenario, accounts: int | None = None, seed: int = 1) -> Result:
-    """Play *scenario*, with another number of *accounts* if given."""
+    """Run *scenario*, with another number of *accounts* if it is not None."""
     if accounts is not None:
         scenario = evolve(scenario, accounts=accounts)
-    return run(_play(scenario, seed))
+    return run(_run_scenario(scenario, seed))
 
 
-async def _play(scenario: Scenario, seed: int) -> Result:
+async def _run_scenario(scenario: Scenario, seed: int) -> Result:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     service = Service(scenario.behavior, seed)
@@ -373,25 +390,25 @@ async def _play(scenario: Scenario, seed: int) -> Result:
         assert rotation.pacer.in_flight == 0
         assert rotation.pacer.waiting == 0
     tallies: Sequence[Tally] = [rotation.tally for rotation in rotations]
-    slot_waits = [wait for tally in tallies for wait in tally.slot_waits] or [0.0]
+    permit_waits = [wait for tally in tallies for wait in tally.permit_waits] or [0.0]
     return Result(
         scenario.name,
         makespan,
         _ideal(scenario, service),
-        service.asked / service.needed,
+        service.requests / service.needed,
         sum(tally.patched for tally in tallies),
         sum(tally.failed for tally in tallies),
         sum(tally.unlucky for tally in tallies),
-        service.signals[LoadSignal.THROTTLED] / service.asked,
+        service.signals[LoadSignal.THROTTLED] / service.requests,
         service.peak,
-        sum(slot_waits) / len(slot_waits),
-        max(slot_waits),
+        sum(permit_waits) / len(permit_waits),
+        max(permit_waits),
         loop.timers,
     )
 
 
 def _ideal(scenario: Scenario, service: Service) -> float:
-    """Seconds that the work takes where every free second of the service is used."""
+    """Seconds that the work takes if the service is never idle."""
     if scenario.rate is None:
         return ideal(service.work, partial(_usable, scenario, service.work / service.needed))
     needed = float(service.needed)

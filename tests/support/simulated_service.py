@@ -1,4 +1,4 @@
-"""The scenarios of the simulation, their claims and their results."""
+"""A scenario of the simulation with its claims, and its result."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,17 +10,17 @@ from postpress_async.sandbox._faults import NONE, Fault
 from postpress_async.sandbox._server import Outage
 
 FULL: Final = 20_000
-"""Number of accounts for which the claims hold."""
+"""Number of accounts of a scenario, unless it gives another one."""
 
 
 @frozen
 class Request:
     """
-    The input for choosing a random fault.
+    A request, for which a scenario chooses a fault.
 
     Attributes:
         account: Number of the account.
-        chance: Random number in [0, 1) from the seed, the account and the number of its request.
+        chance: Random number in [0, 1). It depends on the seed, the account and the number of its request.
     """
 
     account: int
@@ -33,9 +33,11 @@ class Disruption:
     A period with an outage of the server, or with the same fault for every request.
 
     Attributes:
-        start: Virtual seconds since the first request.
-        end: Virtual seconds since the first request, exclusive.
-        remaining_rate: The share of the usual responses that the service still sends.
+        start: Start in virtual seconds since the first request.
+        end: End in virtual seconds since the first request, exclusive.
+        kind: The outage or the fault.
+        factor: Factor of the latency if *kind* is "slow".
+        remaining_rate: Share of the usual responses per second that the service still sends.
     """
 
     start: float
@@ -54,21 +56,21 @@ class Scenario:
     A scenario and its claims.
 
     Attributes:
-        within: Maximum ratio of the makespan to the ideal.
-        usual: Responses per second of the undisrupted service, fully used within *in_flight*.
+        within: Maximum ratio of the makespan to the ideal one.
+        usual: Responses per second of the service without disruptions if it is fully used.
         asks: Maximum ratio of the requests to the necessary ones.
-        deal: The random or permanent fault of a request. Attempts with such a fault count as necessary.
-        dead: Whether the account's proxy is dead.
-        hopeless: Whether the account's update always fails.
+        deal: Returns the random or permanent fault of a request. Attempts with such a fault are necessary.
+        dead: Whether the proxy of an account is dead.
+        hopeless: Whether the updates of an account always fail.
         plot: The disruptions, in order.
         server: Arguments of `Server`.
         policy: Arguments of `RetryPolicy`.
-        burst: Additional responses at the start.
+        burst: Number of additional responses at the start.
         ceiling: ``Pace.rate``.
-        throttled: Maximum share of requests answered with 429.
+        throttled: Maximum share of requests that get a 429.
         lost: Maximum number of accounts that fail although another attempt would succeed.
         settles: Minimum seconds before the first disruption, even with few accounts.
-        single: Measure one call during the first disruption, with the rotation in the background.
+        single: Whether to measure a single call during the first disruption, while the rotation runs.
     """
 
     name: str
@@ -93,14 +95,14 @@ class Scenario:
     accounts: int = FULL
 
     def of(self, accounts: int) -> "Scenario":
-        """The scenario with at most *accounts*. The first disruption comes after the same share of them."""
+        """The scenario with at most *accounts*. The first disruption starts after the same share of them."""
         accounts = min(accounts, self.accounts)
         if not self.plot:
             return evolve(self, accounts=accounts)
         first = self.plot[0].start
         shift = first - max(first * accounts / self.accounts, min(first, self.settles))
-        plot = (evolve(item, start=item.start - shift, end=item.end - shift) for item in self.plot)
-        return evolve(self, accounts=accounts, plot=tuple(plot))
+        plot = tuple(evolve(item, start=item.start - shift, end=item.end - shift) for item in self.plot)
+        return evolve(self, accounts=accounts, plot=plot)
 
     def rate(self, now: float) -> float:
         """Responses per second of the service at the time *now*."""
@@ -115,13 +117,13 @@ class Scenario:
 
 
 def ideal(needed: float, rate: Callable[[float], float]) -> float:
-    """Seconds for *needed* responses at *rate*, which returns responses per second at a time in seconds."""
-    left, now, step = needed, 0.0, 0.005
-    while left > 0:
-        done = rate(now + step / 2) * step
-        if done >= left:
-            return now + left / rate(now + step / 2)
-        left -= done
+    """Seconds for *needed* responses if *rate* gives the responses per second at a time in seconds."""
+    remaining, now, step = needed, 0.0, 0.005
+    while remaining > 0:
+        current_rate = rate(now + step / 2)
+        if current_rate * step >= remaining:
+            return now + remaining / current_rate
+        remaining -= current_rate * step
         now += step
     return now
 
@@ -133,14 +135,15 @@ class Result:
 
     Attributes:
         makespan: Virtual seconds from the first request to the last outcome.
-        requests: Attempts, including those that got no connection.
+        ideal: The makespan if the service were never idle.
+        requests: Number of attempts, including those that got no connection.
         needed: Number of necessary attempts.
         patched: Number of patched accounts.
-        unlucky: Number of accounts of which every attempt got a random fault.
+        unlucky: Number of failed accounts whose every attempt got a random fault.
         lost: Number of accounts that failed although another attempt would have succeeded.
         throttled: Number of 429s.
         peak: Highest number of concurrent requests in the server.
-        timers: Number of timers set in the loop, which reveals any difference between two runs.
+        timers: Number of timers that the event loop set. It reveals any difference between two runs.
     """
 
     name: str
@@ -170,12 +173,12 @@ def broken(scenario: Scenario, result: Result) -> list[str]:
     """
     The claims of *scenario* that *result* breaks, as sentences.
 
-    With fewer accounts, the start, the end and the probes during an outage have more weight. So the limits
-    for excess seconds and requests are those of a run with all accounts.
+    With fewer accounts, the start, the end and the probes of an outage have more weight. So the limits for
+    excess seconds and requests are those of a run with all accounts.
     """
     times = 1.0 if scenario.single else scenario.accounts / result.accounts
-    full = result.ideal if scenario.single else scenario.ideal(result.needed * times)
-    excess = result.makespan - result.ideal - (scenario.within - 1) * full
+    ideal_of_all = result.ideal if scenario.single else scenario.ideal(result.needed * times)
+    excess = result.makespan - result.ideal - (scenario.within - 1) * ideal_of_all
     wrong = []
     if excess > 1e-6:
         wrong.append(f"{excess:.2f} s more than {scenario.within:g} times the ideal")

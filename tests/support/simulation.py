@@ -21,6 +21,7 @@ LATENCY: Final = 0.05
 """Seconds that an update takes."""
 
 CALL: Final = "acc_single"
+"""The account of the single call that is measured if `Scenario.single` is set."""
 
 
 class ScenarioFaults(Faults):
@@ -29,9 +30,9 @@ class ScenarioFaults(Faults):
 
     Attributes:
         current: The fault of every request during a disruption.
-        random_faults: Number of random faults and dead proxies, each of which requires one more attempt.
-        stored: Number of these whose change was executed, so that the next request is a replay.
-        by_account: Number of these by account.
+        random_faults: Number of random faults and dead proxies. Each requires one more attempt.
+        stored: Number of random faults whose change was executed. The next request gets the stored response.
+        by_account: Number of random faults and dead proxies, by account.
     """
 
     def __init__(self, scenario: Scenario, seed: int) -> None:
@@ -58,7 +59,7 @@ class ScenarioFaults(Faults):
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Log nothing by this logger during the block."""
+    """Disable the logger *name* during the block."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -70,7 +71,15 @@ def quiet(name: str) -> Iterator[None]:
 
 @define
 class _Run:
-    """The run of a scenario."""
+    """
+    One run of a scenario.
+
+    Attributes:
+        attempts: Number of attempts; only those of the single call if `Scenario.single` is set.
+        throttled: Number of 429s.
+        patched: Number of patched accounts.
+        failed: The accounts that failed.
+    """
 
     scenario: Scenario
     seed: int
@@ -115,13 +124,9 @@ class _Run:
             lost = len(self.failed) - unlucky
             needed = server.record.patched_accounts.total() + faults.random_faults + lost
             ideal = scenario.ideal(needed - faults.stored)
-            if call_seconds is not None:  # only the call is measured, not the rotation
-                makespan, ideal, needed, lost = (
-                    call_seconds,
-                    RetryPolicy(**scenario.policy).deadline,
-                    self.attempts,
-                    0,
-                )
+            if call_seconds is not None:  # measure only the call, not the rotation
+                makespan, ideal = call_seconds, RetryPolicy(**scenario.policy).deadline
+                needed, lost = self.attempts, 0
             return Result(
                 scenario.name,
                 1 if scenario.single else scenario.accounts,
@@ -174,7 +179,7 @@ class _Run:
             self.failed.append(outcome.account_id)
 
     async def _call(self, session: PostPressSession) -> float:
-        """Measure the seconds of one call in the middle of the first outage."""
+        """Return the seconds that a call takes which starts in the middle of the first outage."""
         outage, clock = self.scenario.plot[0], asyncio.get_running_loop().time
         await asyncio.sleep((outage.start + outage.end) / 2)
         started = clock()
@@ -185,7 +190,7 @@ class _Run:
         raise RuntimeError("the account was patched during an outage")
 
     async def _disrupt(self, server: Server, faults: ScenarioFaults) -> None:
-        """Begin and end the scenario's disruptions."""
+        """Start and end the disruptions of the scenario."""
         clock = asyncio.get_running_loop().time
         for disruption in self.scenario.plot:
             await asyncio.sleep(disruption.start - clock())

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - each scenario of the table is one line
-"""The scenarios of the simulation: outages, overload and errors of the service, and the claims for each."""
+"""The scenarios of the simulation: outages, overload and errors of the service, each with its claims."""
 
 import math
 from collections.abc import Callable
@@ -24,25 +24,27 @@ CUT_OFF = Fault(status=200, body=b'{"object": "AccountPatched"', cut=True, execu
 
 
 def share(of: float, fault: Fault) -> Callable[[Request], Fault]:
-    """A share of the requests gets the fault; retries may succeed."""
+    """A share of the requests gets the fault. A retry may succeed."""
     return lambda request: fault if request.chance < of else NONE
 
 
-def one_of_three(of: float, *faults: Fault) -> Callable[[Request], Fault]:
+def one_of(of: float, *faults: Fault) -> Callable[[Request], Fault]:
     """A share of the requests gets the first fault, the same share the second, and so on."""
     return lambda request: faults[int(request.chance / of)] if request.chance < of * len(faults) else NONE
 
 
 def tenth(account: int) -> bool:
+    """Whether the account is among a fixed tenth of all accounts."""
     return account % 10 == 3
 
 
 def hundredth(account: int) -> bool:
+    """Whether the account is among a fixed hundredth of all accounts."""
     return account % 100 == 7
 
 
 def for_ever(fault: Fault) -> Callable[[Request], Fault]:
-    """1% of the accounts get the fault for every request."""
+    """A fixed hundredth of the accounts gets the fault for every request."""
     return lambda request: fault if hundredth(request.account) else NONE
 
 
@@ -51,12 +53,13 @@ def outage(kind: Outage | Fault, seconds: float = 20.0, start: float = 5.0) -> t
 
 
 def flapping(kind: Outage | Fault, up: float, down: float, until: float = 300.0) -> tuple[Disruption, ...]:
+    """The service works for *up* seconds and then does not for *down* seconds, again and again."""
     times = int(until / (up + down))
     return tuple(Disruption(n * (up + down) + up, (n + 1) * (up + down), kind) for n in range(times))
 
 
 def slow(*steps: tuple[float, float, float]) -> tuple[Disruption, ...]:
-    """Each step has a start and an end in seconds, and the factor of the latency."""
+    """A step is a start and an end in seconds, and the factor of the latency between them."""
     return tuple(Disruption(start, end, "slow", factor) for start, end, factor in steps)
 
 
@@ -71,9 +74,9 @@ def _tier(name: str, *, retry_after: bool = False, ceiling: float | None = None)
     )  # fmt: skip
 
 
-CROWD = {"capacity": 50, "queue": 150}
-BUSY = {"capacity": 50, "queue": 1_000_000}
-SHORT = {"attempt_timeout": 2.0}
+CAPACITY_50 = {"capacity": 50, "queue": 150}
+CAPACITY_50_ENDLESS_QUEUE = {"capacity": 50, "queue": 1_000_000}
+SHORT_TIMEOUT = {"attempt_timeout": 2.0}
 
 # fmt: off
 TABLE = [
@@ -84,10 +87,10 @@ TABLE = [
     _out("503", 1.04),
     _out("503-html", 1.04),
     _out("504", 1.07),
-    Scenario("50 at once, started at 20", 1.03, asks=1.01, server=CROWD, in_flight=1000),
-    Scenario("50 at once, started at 1,000", 1.03, asks=1.01, server=CROWD, in_flight=1000, start=1000),
-    Scenario("ten times slower for 20 s, queue 150", 1.03, asks=1.03, server=CROWD, policy=SHORT, plot=slow((5, 25, 10)), in_flight=400, settles=5),
-    Scenario("ten times slower for 20 s, queue endless", 1.03, asks=1.03, server=BUSY, policy=SHORT, plot=slow((5, 25, 10)), in_flight=400, settles=5),
+    Scenario("50 at once, started at 20", 1.03, asks=1.01, server=CAPACITY_50, in_flight=1000),
+    Scenario("50 at once, started at 1,000", 1.03, asks=1.01, server=CAPACITY_50, in_flight=1000, start=1000),
+    Scenario("ten times slower for 20 s, queue 150", 1.03, asks=1.03, server=CAPACITY_50, policy=SHORT_TIMEOUT, plot=slow((5, 25, 10)), in_flight=400, settles=5),
+    Scenario("ten times slower for 20 s, queue endless", 1.03, asks=1.03, server=CAPACITY_50_ENDLESS_QUEUE, policy=SHORT_TIMEOUT, plot=slow((5, 25, 10)), in_flight=400, settles=5),
     _tier(""),
     _tier(", Retry-After", retry_after=True),
     _tier(", rate=100", ceiling=100),
@@ -102,19 +105,19 @@ MORE = [
     Scenario("1% 429 whatever the rate, Retry-After: 10", 2.0, deal=share(0.01, STRAY_429_FOR_10_S)),
     Scenario("3% 429 whatever the rate, after 10 s", 1.1, deal=lambda r: STRAY_429 if r.account >= 10_000 and r.chance < 0.03 else NONE),
     Scenario("tier of 100/s, 2% 429 whatever the rate", 1.07, 100, 1.06, server={"rate": 100, "burst": 20}, burst=20, deal=share(0.02, STRAY_429)),
-    Scenario("silent for 20 s, 2 s attempts", 1.1, 2000, 1.02, plot=outage("silent"), policy=SHORT, in_flight=100),
+    Scenario("silent for 20 s, 2 s attempts", 1.1, 2000, 1.02, plot=outage("silent"), policy=SHORT_TIMEOUT, in_flight=100),
     Scenario("out from the start for 20 s: 503", 1.06, 2000, 1.02, plot=outage("503", start=0), in_flight=100),
     Scenario("flapping, 3 s and 3 s: 503", 1.15, asks=1.06, plot=flapping("503", 3, 3)),
     Scenario("flapping, 3 s and 3 s: refused", 1.15, asks=1.06, plot=flapping("refused", 3, 3)),
     Scenario("bursts of HTML 502s, 1 s in 5", 1.25, asks=1.15, plot=flapping(HTML_502, 4, 1)),
-    Scenario("half the capacity for 20 s", 1.05, asks=1.02, server=CROWD, plot=slow((5, 25, 2)), in_flight=400),
-    Scenario("slow ramp to 10 times, 2 s attempts", 1.15, asks=1.03, server=BUSY, policy=SHORT, in_flight=400, plot=slow(*((2.0 * n, 2.0 * n + 2, float(n)) for n in range(2, 10)), (20, 1e6, 10))),
+    Scenario("half the capacity for 20 s", 1.05, asks=1.02, server=CAPACITY_50, plot=slow((5, 25, 2)), in_flight=400),
+    Scenario("slow ramp to 10 times, 2 s attempts", 1.15, asks=1.03, server=CAPACITY_50_ENDLESS_QUEUE, policy=SHORT_TIMEOUT, in_flight=400, plot=slow(*((2.0 * n, 2.0 * n + 2, float(n)) for n in range(2, 10)), (20, 1e6, 10))),
     Scenario("recovery into half the capacity", 1.07, asks=1.04, server={"capacity": 50, "queue": 50}, lost=10, in_flight=400, plot=(Disruption(5, 25, "refused"), Disruption(25, 35, "slow", 2))),
     Scenario("Retry-After: 2 on 5% 503s", 1.4, deal=share(0.05, UNAVAILABLE_FOR_2_S)),
     Scenario("out for 20 s: 503, Retry-After: 5", 1.2, 2000, 1.02, plot=outage(OUT_FOR_5_S), in_flight=100),
     Scenario("two sessions, tier of 100/s", 1.05, 100, 1.02, server={"rate": 100, "burst": 20}, burst=20, sessions=2, throttled=0.015),
-    Scenario("two sessions, 50 at once", 1.05, asks=1.02, server=CROWD, in_flight=1000, sessions=2),
-    Scenario("2% dropped, 2% lost, 2% torn", 1.15, deal=one_of_three(0.02, DROP, LOST, CUT_OFF)),
+    Scenario("two sessions, 50 at once", 1.05, asks=1.02, server=CAPACITY_50, in_flight=1000, sessions=2),
+    Scenario("2% dropped, 2% lost, 2% torn", 1.15, deal=one_of(0.02, DROP, LOST, CUT_OFF)),
     Scenario("15% 503 for ever", 1.3, deal=share(0.15, UNAVAILABLE)),
     Scenario("1% of accounts 503 no_client_session", 1.05, asks=1.0, deal=for_ever(NO_CLIENT), hopeless=hundredth),
     Scenario("1% of accounts 503 for ever", math.inf, deal=for_ever(UNAVAILABLE), hopeless=hundredth),

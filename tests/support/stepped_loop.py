@@ -1,10 +1,10 @@
 """
-An event loop in virtual time that owns its threads too.
+An event loop in virtual time that also controls the threads of the journal.
 
-A journal commits in a thread of its own, every 50 ms. In real time that would make a sequence of runs slow,
-and each of its repetitions different. Here a thread runs only while the loop waits for it, and its waits are
-timers of the loop. So one thing happens at a time, in an order that a seed
-repeats, and no wait takes real time.
+A journal commits in a thread of its own, every 50 ms. In real time, a sequence of runs would be slow, and no
+two repetitions would be the same. Here, a thread runs only while the loop waits for it, and its waits are
+timers of the loop. So only one of them runs at a time, the same seed gives the same order, and waits take no
+real time.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class HangError(Exception):
-    """A run did not end: nothing can wake it any more, or its time limit has passed."""
+    """A run did not end: it waits for ever, or its time limit has passed."""
 
 
 class SteppedLoop(VirtualLoop):
@@ -29,19 +29,20 @@ class SteppedLoop(VirtualLoop):
     A loop in virtual time that runs the functions of `run_in_executor` as stepped threads.
 
     Args:
-        real_limit: Real seconds after which the loop gives up with `HangError`. Virtual time cannot bound a
-            loop that is never idle.
+        real_limit: Real seconds after which the loop raises `HangError`. A virtual limit does not suffice,
+            because virtual time does not advance in a loop that is always busy.
     """
 
     def __init__(self, real_limit: float = 60.0) -> None:
         super().__init__()
-        self._until = time.monotonic() + real_limit
-        self._turns = 0
+        self._real_deadline = time.monotonic() + real_limit
+        self._iterations = 0
 
     def _run_once(self) -> None:
-        self._turns += 1
-        if self._turns % 4096 == 0 and time.monotonic() > self._until:
-            raise HangError("the loop is busy without end")
+        self._iterations += 1
+        # Not in each iteration, because reading the clock takes time.
+        if self._iterations % 4096 == 0 and time.monotonic() > self._real_deadline:
+            raise HangError("the loop is still busy at its real time limit")
         super()._run_once()  # type: ignore[misc] # typeshed does not list it
 
     def run_in_executor(  # type: ignore[override]
@@ -53,38 +54,39 @@ class SteppedLoop(VirtualLoop):
             try:
                 result = func(*args)
             except BaseException as error:
-                self.call_soon(_settle, future, None, error)
+                self.call_soon(_set_exception, future, error)
             else:
-                self.call_soon(_settle, future, result, None)
+                self.call_soon(_set_result, future, result)
 
         Thread(target=work).start()
         return future
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.cancelled():
-        return
-    if error is None:
+def _set_result(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.cancelled():
         future.set_result(result)
-    else:
+
+
+def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.cancelled():
         future.set_exception(error)
 
 
 class Thread:
-    """`threading.Thread` in steps: it runs while the loop waits, up to its next wait or its end."""
+    """A `threading.Thread` that runs in steps. A step ends at the next wait of the thread, or at its end."""
 
     _current: "Thread | None" = None
 
     def __init__(self, *, target: Callable[[], object], name: str | None = None, daemon: bool = True) -> None:
         self._target = target
-        self._turn = threading.Semaphore(0)
-        self._loops_turn = threading.Semaphore(0)
-        self._real = threading.Thread(target=self._run, name=name, daemon=True)
+        self._may_run = threading.Semaphore(0)
+        self._step_ended = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._ended = Event()
 
     @classmethod
     def current(cls) -> "Thread":
-        """The thread that runs now; RuntimeError in the loop's own, which must never wait."""
+        """The thread that runs now. Raises `RuntimeError` in the loop's own thread, which must never wait."""
         if cls._current is None:
             raise RuntimeError("the event loop's own thread waits for another one")
         return cls._current
@@ -93,30 +95,30 @@ class Thread:
         asyncio.get_running_loop().call_soon(self._begin)
 
     def _begin(self) -> None:
-        self._real.start()
+        self._thread.start()
         self.step()
 
     def step(self) -> None:
-        """Called by the loop: let the thread run, and wait for it."""
+        """Called by the loop: let the thread run, and wait until it pauses or ends."""
         if self._ended.is_set():
             return
         Thread._current = self
-        self._turn.release()
-        self._loops_turn.acquire()
+        self._may_run.release()
+        self._step_ended.acquire()
         Thread._current = None
 
     def pause(self) -> None:
         """Called by the thread: let the loop run until it calls `step`."""
-        self._loops_turn.release()
-        self._turn.acquire()
+        self._step_ended.release()
+        self._may_run.acquire()
 
     def _run(self) -> None:
-        self._turn.acquire()
+        self._may_run.acquire()
         try:
             self._target()
         finally:
             self._ended.set()
-            self._loops_turn.release()
+            self._step_ended.release()
 
     def is_alive(self) -> bool:
         return not self._ended.is_set()
@@ -126,7 +128,7 @@ class Thread:
 
 
 class Event:
-    """`threading.Event` between the loop and stepped threads; its timeouts are virtual seconds."""
+    """A `threading.Event` for the loop and its stepped threads. Timeouts are in virtual seconds."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -147,36 +149,32 @@ class Event:
     def wait(self, timeout: float | None = None) -> bool:
         if self._is_set:
             return True
-        thread, loop = Thread.current(), _loop_of_the_step()
-        entry = (thread, loop)
-        self._waiting.append(entry)
-        timer = None if timeout is None else loop.call_later(max(timeout, 0.0), self._expire, entry)
+        thread, loop = Thread.current(), _running_loops[-1]  # a thread cannot call `get_running_loop`
+        waiter = (thread, loop)
+        self._waiting.append(waiter)
+        timer = None if timeout is None else loop.call_later(max(timeout, 0.0), self._expire, waiter)
         thread.pause()
         if timer is not None:
             timer.cancel()
         return self._is_set
 
-    def _expire(self, entry: tuple[Thread, asyncio.AbstractEventLoop]) -> None:
-        if entry in self._waiting:
-            self._waiting.remove(entry)
-            entry[0].step()
+    def _expire(self, waiter: tuple[Thread, asyncio.AbstractEventLoop]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+            thread, _ = waiter
+            thread.step()
 
 
-_running: list[asyncio.AbstractEventLoop] = []
-
-
-def _loop_of_the_step() -> asyncio.AbstractEventLoop:
-    # `get_running_loop` knows the loop only in the loop's own thread.
-    return _running[-1]
+_running_loops: list[asyncio.AbstractEventLoop] = []
 
 
 def now() -> float:
-    """Virtual seconds of the loop that runs; 0 if none does. Also for its threads."""
-    return _running[-1].time() if _running else 0.0
+    """The virtual time of the loop that runs, also in its threads; 0 if no loop runs."""
+    return _running_loops[-1].time() if _running_loops else 0.0
 
 
 class _SteppedThreading:
-    """What the journal's writer finds in place of the module `threading`."""
+    """Replaces the module `threading` in the writer of the journal."""
 
     Thread = Thread
     Event = Event
@@ -186,7 +184,7 @@ class _SteppedThreading:
 
 
 def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    """Let no task outlive *loop*; what then still waits can only wait for a thread that hangs too."""
+    """Cancel all tasks, so that none outlives *loop*."""
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop.call_soon(loop.stop)
@@ -195,21 +193,21 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
 
 def run(main: Coroutine[Any, Any, T], real_limit: float = 60.0) -> T:
     """
-    The result of *main* in a `SteppedLoop`, with the journal's threads stepped by it.
+    Run *main* in a `SteppedLoop` that controls the threads of the journal, and return its result.
 
     Raises:
-        HangError: Nothing is ready and no timer is set, or *real_limit* has passed.
+        HangError: No callback is ready and no timer is set, or *real_limit* seconds have passed.
     """
     loop = SteppedLoop(real_limit)
-    _running.append(loop)
+    _running_loops.append(loop)
     try:
         with patch.object(_writer, "threading", _SteppedThreading()):
             try:
                 return loop.run_until_complete(main)
             except DeadLockError:
-                raise HangError("nothing is ready and no timer is set") from None
+                raise HangError("no callback is ready and no timer is set") from None
             finally:
                 _cancel_all(loop)
     finally:
-        _running.pop()
+        _running_loops.pop()
         loop.close()

@@ -1,9 +1,9 @@
 """
 An event loop with virtual time and a virtual network, for an aiohttp client and server in one process.
 
-If nothing is ready, time jumps to the next timer. `async-solipsism` does the same, but checks all sockets in
-each iteration of the loop, which is too slow for 1,000 connections. Here there are no sockets: a write calls
-`data_received` of the other side in the next iteration.
+If no callback is ready, the time jumps to the next timer. `async-solipsism` does the same, but checks all
+sockets in each iteration of the loop, which is too slow for 1,000 connections. This loop has no sockets: a
+write calls `data_received` of the other side in the next iteration.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ Address = tuple[str, int]
 
 
 class DeadLockError(Exception):
-    """Nothing is ready and no timer is set, so the tasks would wait forever."""
+    """No callback is ready and no timer is set, so the tasks would wait for ever."""
 
 
-class _Jump(selectors.SelectSelector):
+class _VirtualClock(selectors.SelectSelector):
     """Advances the virtual time instead of waiting."""
 
     now = 0.0
@@ -43,13 +43,13 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self) -> None:
-        self._jump = _Jump()
+        self._virtual_clock = _VirtualClock()
         self.timers = 0
         self._listening: dict[Address, _Listening] = {}
-        super().__init__(self._jump)
+        super().__init__(self._virtual_clock)
 
     def time(self) -> float:
-        return self._jump.now
+        return self._virtual_clock.now
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Any = None
@@ -64,7 +64,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         sock: socket.socket,
         **_options: Any,
     ) -> asyncio.AbstractServer:
-        """Listen in the virtual network. *sock* only reserves its address."""
+        """Listen on the virtual network. *sock* only reserves its address."""
         listening = _Listening(self._listening, sock, protocol_factory)
         self._listening[listening.address] = listening
         return listening
@@ -72,7 +72,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     async def connect(
         self, protocol_factory: Callable[[], Any], address: Address
     ) -> tuple["_End", asyncio.Protocol]:
-        """Connect to a server of this loop; raise ConnectionRefusedError if none listens on *address*."""
+        """Connect to a server of this loop. Raises `ConnectionRefusedError` if none listens on *address*."""
         await asyncio.sleep(0)
         if address not in self._listening:
             raise ConnectionRefusedError(111, "Connection refused")
@@ -106,17 +106,17 @@ class _Listening(asyncio.AbstractServer):
         return self.address in self._register
 
     async def start_serving(self) -> None:
-        """Has no effect, since the server listens from the beginning."""
+        """Do nothing: the server listens from the start."""
 
     async def serve_forever(self) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def wait_closed(self) -> None:
-        """Does not wait for connections."""
+        """Do nothing: open connections are not waited for."""
 
 
 class _End(asyncio.Transport):
-    """One end of a connection. The other end reads written data in the next iteration of the loop."""
+    """One end of a connection. The other end receives written data in the next iteration of the loop."""
 
     def __init__(self, loop: VirtualLoop, protocol: asyncio.Protocol) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class _End(asyncio.Transport):
         self._loop = loop
         self._closing = False
         self._paused = False
-        self._buffer: list[bytes | None] = []  # received while paused; None is the end of the stream
+        self._buffer: list[bytes | None] = []  # received while paused; None for the end of the stream
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._closing:
@@ -164,7 +164,7 @@ class _End(asyncio.Transport):
         return self.protocol
 
     def arrive(self, data: bytes | None) -> None:
-        """Receive data of the other end; None is the end of the stream."""
+        """Receive data of the other end; None for the end of the stream."""
         if self._closing:
             return
         if self._paused:
@@ -175,7 +175,7 @@ class _End(asyncio.Transport):
             self.close()
 
     def lose(self, error: Exception | None) -> None:
-        """Close this end, without or with an error."""
+        """Close this end, with the error that its protocol gets, if any."""
         if not self._closing:
             self._closing = True
             self._loop.call_soon(self.protocol.connection_lost, error)
@@ -198,7 +198,7 @@ class Connector(aiohttp.TCPConnector):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run *main* in virtual time and return its result; raise `DeadLockError` if it can never end."""
+    """Run *main* in virtual time, and return its result. Raises `DeadLockError` if it can never end."""
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(main)

@@ -1,4 +1,4 @@
-"""A session and a sandbox in virtual time, and what may hold a call of theirs up."""
+"""A session and a sandbox in virtual time, and situations in which a call takes long."""
 
 import asyncio
 import functools
@@ -18,6 +18,16 @@ LONG = RetryPolicy(deadline=1000.0, attempt_timeout=1000.0)
 
 
 class World(NamedTuple):
+    """
+    A session and the sandbox to which it sends its requests.
+
+    Attributes:
+        server: The sandbox, on the virtual network.
+        session: The session.
+        connector: The session's connection pool.
+        events: The events of the session, each with its virtual time.
+    """
+
     server: Server
     session: PostPressSession
     connector: Connector
@@ -27,14 +37,14 @@ class World(NamedTuple):
         return asyncio.create_task(self.session.update_proxy(account_id, PROXY, retry=retry))
 
     def left(self) -> dict[str, int]:
-        """What of the calls is still there."""
-        line, pacer = self.session._context, self.session._context.pacer
+        """Number of each kind of resource that calls still use; all 0 once the calls have ended."""
+        context = self.session._context
         return {
-            "in flight": pacer.in_flight,
-            "waiting": pacer.waiting,
-            "turns": len(line.locks._queues),
-            "calls": line.tracker._calls,
-            "waits": len(line.tracker._open),
+            "in flight": context.pacer.in_flight,
+            "waiting": context.pacer.waiting,
+            "locks": len(context.locks._queues),
+            "calls": context.tracker._calls,
+            "waits": len(context.tracker._open),
             "connections": len(self.connector._acquired),
         }
 
@@ -45,12 +55,13 @@ async def world(
     connector: type[Connector] = Connector,
     **options: Any,
 ) -> AsyncIterator[World]:
-    server, recorded = Server(keep_alive=1e9, latency=0.05), []
-    made = connector()
-    async with server, made:
+    """Open a session and a sandbox that takes 0.05 s for each request. *options* are those of the session."""
+    server, pool = Server(keep_alive=1e9, latency=0.05), connector()
+    recorded: list[tuple[float, events.Event]] = []
+    async with server, pool:
         session = PostPressSession(
             server.api_key,
-            connector=made,
+            connector=pool,
             pace=pace,
             **{
                 "base_url": server.url,
@@ -59,7 +70,7 @@ async def world(
             },
         )
         async with session:
-            yield World(server, session, made, recorded)
+            yield World(server, session, pool, recorded)
 
 
 def now() -> float:
@@ -67,15 +78,17 @@ def now() -> float:
 
 
 def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Decorate a coroutine test to run in a `VirtualLoop`."""
+
     @functools.wraps(test)
-    def played(*args: Any, **kwargs: Any) -> None:
+    def run_test(*args: Any, **kwargs: Any) -> None:
         run(test(*args, **kwargs))
 
-    return played
+    return run_test
 
 
-class Drip(asyncio.Protocol):
-    """Answers a byte a second, for ever."""
+class DrippingServer(asyncio.Protocol):
+    """A server that sends one byte of its response per second, without an end."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -94,82 +107,85 @@ class Drip(asyncio.Protocol):
             await asyncio.sleep(1)
 
 
-class Far(Connector):
-    """A host to which a connection takes a minute."""
+class SlowConnector(Connector):
+    """Takes a minute to connect."""
 
     async def _wrap_create_connection(self, *args: Any, **options: Any) -> Any:
         await asyncio.sleep(60)
         return await super()._wrap_create_connection(*args, **options)
 
 
-async def silent(at: World) -> None:
-    await at.server.outage("silent")
+async def silent(env: World) -> None:
+    await env.server.outage("silent")
 
 
-async def answers_504_after_a_second(at: World) -> None:
-    await at.server.outage("504")
+async def responds_504_after_a_second(env: World) -> None:
+    await env.server.outage("504")
 
 
-async def refuses_connections(at: World) -> None:
-    await at.server.outage("refused")
+async def refuses_connections(env: World) -> None:
+    await env.server.outage("refused")
 
 
-async def long_retry_after(at: World) -> None:
-    at.server.faults.script("acc_x", *[Fault(type=OVERLOADED, retry_after=4)] * 99)
+async def long_retry_after(env: World) -> None:
+    env.server.faults.script("acc_x", *[Fault(type=OVERLOADED, retry_after=4)] * 99)
 
 
-async def backs_off(at: World) -> None:
-    at.server.faults.script("acc_x", *[Fault(type="errors/provider_error")] * 99)
+async def errors_that_are_retried(env: World) -> None:
+    env.server.faults.script("acc_x", *[Fault(type="errors/provider_error")] * 99)
 
 
-async def behind_a_stuck_call(at: World) -> None:
-    at.server.faults.script("acc_x", "hang")
-    at.call("acc_x", LONG)
+async def behind_a_hanging_call(env: World) -> None:
+    env.server.faults.script("acc_x", "hang")
+    env.call("acc_x", LONG)
     await asyncio.sleep(0.1)
 
 
-async def no_slot_free(at: World) -> None:
+async def no_free_permit(env: World) -> None:
     for number in range(2):
-        at.server.faults.script(f"acc_{number}", "hang")
-        at.call(f"acc_{number}", LONG)
+        env.server.faults.script(f"acc_{number}", "hang")
+        env.call(f"acc_{number}", LONG)
     await asyncio.sleep(0.1)
 
 
-async def gate_shut(at: World) -> None:
-    await at.server.outage("503")
+async def circuit_open(env: World) -> None:
+    await env.server.outage("503")
     for number in range(30):
-        at.call(f"acc_{number}", LONG)
+        env.call(f"acc_{number}", LONG)
     await asyncio.sleep(10)
-    assert at.session._context.pacer.paused
+    assert env.session._context.pacer.paused
 
 
-TWO, HUNDRED = Pace(in_flight=2), Pace()
-HOLDS = [
-    (silent, HUNDRED),
-    (answers_504_after_a_second, HUNDRED),
-    (refuses_connections, HUNDRED),
-    (long_retry_after, HUNDRED),
-    (behind_a_stuck_call, HUNDRED),
-    (no_slot_free, TWO),
-    (gate_shut, HUNDRED),
-    (backs_off, HUNDRED),
+Delay = Callable[[World], Coroutine[Any, Any, None]]
+"""Causes a situation in which a call for the account ``acc_x`` takes long."""
+
+DELAYS: list[tuple[Delay, Pace]] = [
+    (silent, Pace()),
+    (responds_504_after_a_second, Pace()),
+    (refuses_connections, Pace()),
+    (long_retry_after, Pace()),
+    (behind_a_hanging_call, Pace()),
+    (no_free_permit, Pace(in_flight=2)),
+    (circuit_open, Pace()),
+    (errors_that_are_retried, Pace()),
 ]
-Hold = Callable[[World], Coroutine[Any, Any, None]]
+"""The situations, each with the pace of the session that it requires."""
 
 
 @asynccontextmanager
 async def dripping(**options: Any) -> AsyncIterator[World]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        drip = await asyncio.get_running_loop().create_server(Drip, sock=listening)
-        host, port = listening.getsockname()
-        async with world(base_url=f"http://{host}:{port}/v1", **options) as at:
-            yield at
-        drip.close()
+    """Open a session whose requests go to a `DrippingServer`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = await asyncio.get_running_loop().create_server(DrippingServer, sock=listener)
+        host, port = listener.getsockname()
+        async with world(base_url=f"http://{host}:{port}/v1", **options) as env:
+            yield env
+        server.close()
 
 
-async def end_others(but: asyncio.Task[Any] | None = None) -> None:
-    """Cancel what `hold` began, and let it go."""
-    names = {task for task in asyncio.all_tasks() if "update_proxy" in repr(task.get_coro())} - {but}
-    for task in names:
-        task.cancel()
-    await asyncio.gather(*names, return_exceptions=True)
+async def cancel_all_calls() -> None:
+    """Cancel the calls of a `Delay`, and wait for their end."""
+    calls = [task for task in asyncio.all_tasks() if "update_proxy" in repr(task.get_coro())]
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
