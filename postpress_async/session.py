@@ -65,8 +65,8 @@ class PostPressSession:
             whose outcome is unknown is not requested again.
         same_account: ``"queue"`` runs the updates of an account one after another, in the order of the calls.
             With ``"latest"``, only the newest change is sent next: a call that waits for an earlier update of
-            its account raises `SupersededError` as soon as a newer call is made. An update that no longer
-            waits is not interrupted.
+            its account raises `SupersededError` as soon as a newer call is made. An update that has started
+            is not interrupted.
         trust_env: Whether to use the proxy of the environment (``HTTPS_PROXY``, ``NO_PROXY``) and the
             credentials of ``~/.netrc``, as aiohttp does. Requires ``transport="session"``.
         allow_http: Host names to which http is allowed, besides this machine; for example a mock in a
@@ -364,10 +364,11 @@ class PostPressSession:
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """
-        Close the session for good. Closing it again does nothing.
+        Close the session for good.
 
         Open calls have *timeout* seconds to end. After that, calls that wait or back off raise their last
         error, or `SessionClosedError` if they had no attempt; calls in flight raise `ConnectionLostError`.
+        Closing a closed session does nothing. A second call during the first one's wait may shorten it.
         """
         try:
             await self._tracker.close(timeout)
@@ -388,7 +389,7 @@ class PostPressSession:
         raise TypeError("a session cannot be pickled or copied: create a new one where it is needed")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed' if self._tracker.ended else 'open'}>"
+        return f"<{type(self).__name__} {'closed' if self._tracker.closing else 'open'}>"
 
 
 def _make_transport(
@@ -403,7 +404,9 @@ def _make_transport(
     if trust_env and transport != "session":
         raise ConfigurationError(f'trust_env requires transport="session", got {transport!r}')
     if isinstance(transport, str) and transport in _TRANSPORTS:
-        # Loading the system's certificates takes 20 ms, and http to this machine needs none.
+        if ssl is not None and connector is not None:
+            raise ConfigurationError("ssl cannot be combined with connector: set it in the connector instead")
+        # Loading the system's certificates takes 20 ms, and http needs none.
         context = make_tls(ssl) if ssl is not None or url.scheme == "https" else None
         return _TRANSPORTS[transport](url, key, tls=context, connector=connector, trust_env=trust_env)
     if isinstance(transport, str | type) or not isinstance(transport, Transport):

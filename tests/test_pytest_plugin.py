@@ -236,6 +236,7 @@ async def test_script_that_is_partly_invalid_changes_nothing(postpress_sandbox: 
         pytest.param("Something else", "API; a custom type requires Fault", id="unlike any type"),
         pytest.param(503, "script a type such as 'errors/no_client_session' or Fault", id="a status"),
         pytest.param(418, r"script Fault\(status=418\)", id="a status without types"),
+        pytest.param(999, "no error type has the status 999", id="not a status of an error"),
         pytest.param(["drop", 200], "responses must be .*, got a list", id="a list"),
         pytest.param(None, "responses must be .*, got a NoneType", id="None"),
         pytest.param(True, "responses must be .*, got a bool", id="True"),

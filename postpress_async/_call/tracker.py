@@ -52,7 +52,7 @@ class CallTracker(WaitGroup):
 
     def __init__(self) -> None:
         super().__init__()
-        self._closing = False
+        self.closing: bool = False  # no new call is accepted
         self._calls = 0
         self._idle: asyncio.Future[None] | None = None
 
@@ -63,7 +63,7 @@ class CallTracker(WaitGroup):
         Raises `SessionClosedError` if the session is closed, and `ConfigurationError` outside of its event
         loop.
         """
-        if self._closing:
+        if self.closing:
             raise SessionClosedError("the session is closed and cannot be reopened: create a new one")
         try:
             loop = asyncio.get_running_loop()
@@ -84,7 +84,7 @@ class CallTracker(WaitGroup):
 
     async def close(self, timeout: float) -> None:
         """Accept no new call, and wait up to *timeout* seconds until the open ones have ended."""
-        self._closing = True
+        self.closing = True
         if self._calls and self._loop is (loop := asyncio.get_running_loop()):
             self._idle = self._idle or loop.create_future()
             await asyncio.wait([self._idle], timeout=timeout)

@@ -85,7 +85,7 @@ class Job:
                 return correct
             if self.pools:
                 valid += f" and {counted(len(self.proxies), 'proxy', 'proxies')}"
-            return f"{correct}, or use --skip-bad to send only what is valid: {valid}"
+            return f"{correct}, or use --skip-bad to send only the valid ones: {valid}"
         if self.selection is not None and not self.total:
             return f"the input has none of the {self.selection.text} in {self.journal}"
         if self.pools and self.is_checked and survey.rows and not survey.pooled:

@@ -20,6 +20,7 @@ from postpress_async._cli.rotate_options import (
     run_options,
 )
 from postpress_async._cli.running import run_job
+from postpress_async._cli.terminal import counted
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import ProxyPool, Survey
 from postpress_async.rotation.journal._history import plan_rollback
@@ -114,8 +115,7 @@ def _rotate(options: RotateOptions) -> int:
     if options.every is None or unfinished is None or options.on or options.dry_run:
         return code
     is_complete = code in {exit_codes.ALL_PATCHED, exit_codes.SOME_LEFT}
-    can_read_again = options.fleet != "-"
-    if not is_complete or not can_read_again or not is_due(job.journal, options.every, unfinished):
+    if not is_complete or options.reads_stdin or not is_due(job.journal, options.every, unfinished):
         return code
     events.say("the run that was unfinished is complete: starting the new run that is due")
     return _rotate(options)
@@ -195,13 +195,17 @@ def rollback(**values: Any) -> int:
     for account in plan.left_behind[:_MAX_LISTED]:
         click.echo(str(account), err=True)
     if (more := len(plan.left_behind) - _MAX_LISTED) > 0:
-        click.echo(f"{more:,} more accounts cannot go back: --json lists them", err=True)
+        click.echo(f"{counted(more, 'more account')} cannot go back: --json lists them", err=True)
     if not plan.changes and (options.skip_bad or not plan.left_behind):
-        others = "other " if plan.left_behind else ""
-        message = f"nothing was sent: each {others}account has the assignment that it had after run {to}"
+        message, code = f"each account has the assignment that it had after run {to}", exit_codes.ALL_PATCHED
+        if plan.left_behind:
+            cannot = counted(len(plan.left_behind), "account")
+            message = f"{cannot} cannot go back, and no other account has changed since run {to}"
+            code = exit_codes.SOME_LEFT
+        message = f"nothing was sent: {message}"
         events.say(message)
-        events.not_started(exit_codes.ALL_PATCHED, message, journal)
-        return exit_codes.ALL_PATCHED
+        events.not_started(code, message, journal)
+        return code
     managed = sum(isinstance(change, ManagedProxy) for change in plan.changes.values())
     job = Job(
         options,

@@ -51,6 +51,7 @@ _sandbox: Final = partial(_option, group="Sandbox")
 
 _FAULTS: Final = options.random_faults(" Requires --sandbox.", group="Sandbox")
 
+_FILE_OPTIONS: Final = "FLEET, --pool, --api-key-file and --from-file"
 _REQUIRE_POOL: Final = ("assign", "accounts_per_proxy", "failovers", "cool_down", "pool_by")
 
 # `retry_command` does not repeat these options, because they concern one run. The other options select
@@ -320,7 +321,6 @@ class RotateOptions(_InputOptions):
             raise click.UsageError(f"{names} require{'s' if len(unused) == 1 else ''} --pool")
         has_faults = self.profile != "steady" or self.seed or self.dead_proxies
         has_database = self.database is not None or self.database_file is not None
-        inputs = [self.fleet, *(path for _, path in self.lists)]
         for is_wrong, message in (
             (has_faults and not self.sandbox, "--profile, --seed and --dead-proxies require --sandbox"),
             (self.dead_proxies and not self.pool, "--dead-proxies requires --pool"),
@@ -333,10 +333,19 @@ class RotateOptions(_InputOptions):
                 self.on and "every" in self.arguments,
                 "--on cannot be combined with --every: it always starts a new run",
             ),
-            (inputs.count("-") > 1, "standard input can be FLEET or one --pool, not both"),
+            (self._files.count("-") > 1, f"standard input can be only one of {_FILE_OPTIONS}"),
         ):
             if is_wrong:
                 raise click.UsageError(message)
+
+    @property
+    def reads_stdin(self) -> bool:
+        return "-" in self._files
+
+    @property
+    def _files(self) -> list[str | None]:
+        """The values of `_FILE_OPTIONS`."""
+        return [self.fleet, self.api_key_file, self.database_file, *(path for _, path in self.lists)]
 
     @property
     def lists(self) -> list[tuple[str | None, str]]:

@@ -95,6 +95,8 @@ async def run_job(job: Job, events: EventStream) -> int:
         code = exit_codes.ALL_PATCHED
         if rotation.next_run_at is None:
             code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
+            if code == exit_codes.ALL_PATCHED and job.left_behind:
+                code = exit_codes.SOME_LEFT
             _summarize(job, rotation.summary, stop, events)
         if sandbox is not None:
             requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)

@@ -1,8 +1,9 @@
 """
 Fault injection: profiles with random faults, and scripts for single accounts.
 
-The faults of a request depend only on the seed, the account and the number of the request among those of the
-account. So a run can be repeated even if the requests of different accounts interleave differently.
+The random numbers of a request depend only on the seed, the account and the number of the request among those
+of the account. So a run can be repeated even if the requests of different accounts interleave differently.
+Faults of the profiles ``overloaded`` and ``outage`` also depend on the load or the time.
 """
 
 import json
@@ -38,7 +39,8 @@ class Fault:
         ends: How the request ends: it is ``answered``, its connection is ``dropped``, or it ``never`` ends.
 
     Raises:
-        ValueError: *type* is not a type of the API and there is no *status*.
+        ValueError: *type* is not a type of the API and there is no *status*, or a setting of the response has
+            no effect because there is neither.
     """
 
     type: str | None = None
@@ -53,10 +55,9 @@ class Fault:
 
     def __attrs_post_init__(self) -> None:
         if not (self.type is None or self.status or self.type in TYPES or self.type in UNLISTED):
-            raise ValueError(
-                f"{self.type!r} is not an error type of the API{_suggestion(self.type)}; "
-                "a custom type requires Fault(type=..., status=...)"
-            )
+            raise ValueError(_unknown_type(self.type, _suggestion(self.type)))
+        if handles_normally(self) and (self.headers or self.body or self.cut or self.retry_after is not None):
+            raise ValueError("headers, body, cut and retry_after require a type or a status")
 
 
 def handles_normally(fault: Fault) -> bool:
@@ -88,9 +89,9 @@ _APPLIED_TIMEOUT: Final = Fault(type="errors/request_timeout", executes=True)
 _TOO_MANY: Final = Fault(type="errors/too_many_requests", retry_after=1)
 _NOT_FOUND: Final = Fault(type="errors/resource_not_found")
 
-# Profile "overloaded": above the first number of executing requests, some fail; above the second, all fail.
-_OVERLOADED_FROM: Final = 30
-_OVERLOADED_ABOVE: Final = 100
+# Numbers of executing requests in the profile "overloaded".
+_NONE_FAIL_UP_TO: Final = 30
+_ALL_FAIL_FROM: Final = 100
 
 # The first fault whose number is above a random number from 0 to 1 is chosen.
 _FLAKY: Final = (
@@ -131,10 +132,10 @@ def _flaky(draw: _Draw) -> Fault:
 
 def _overloaded(draw: _Draw) -> Fault:
     # The share of errors must depend on the load. Otherwise an adaptive client would learn to send nothing.
-    excess = draw.executing - _OVERLOADED_FROM
-    if draw.chance < excess / (_OVERLOADED_ABOVE - _OVERLOADED_FROM):
+    excess = draw.executing - _NONE_FAIL_UP_TO
+    if draw.chance < excess / (_ALL_FAIL_FROM - _NONE_FAIL_UP_TO):
         return _TOO_MANY if draw.choice < 0.3 else _SERVICE_UNAVAILABLE
-    return Fault(latency=0.05 * (1 + draw.executing / _OVERLOADED_FROM))
+    return Fault(latency=0.05 * (1 + draw.executing / _NONE_FAIL_UP_TO))
 
 
 def _outage(draw: _Draw) -> Fault:
@@ -191,7 +192,7 @@ class Faults:
     - ``flaky``: 2% provider_error, 1% service_unavailable, 1% request_timeout (half of them executed) and
       0.5% dropped connections (half of them executed). 1% of the accounts do not exist.
     - ``overloaded``: Latency grows with the number of executing requests. Above 30, some requests get a 503
-      or 429; above 100, all requests do.
+      or 429; from 100, all requests do.
     - ``outage``: An outage begins 1 to 3 s after the first request and lasts 10 to 20 s. All requests get a
       503 (a quarter of the requests as HTML) or a dropped connection.
     - ``hostile``: A fifth of the responses are malformed, contradictory or missing. Most of these requests
@@ -235,20 +236,33 @@ def _to_fault(response: object) -> Fault:
     if isinstance(response, Fault):
         return response
     if isinstance(response, str):
-        return _WORDS.get(response) or Fault(type=response)
+        if response in _WORDS:
+            return _WORDS[response]
+        if response not in TYPES and response not in UNLISTED:
+            raise ValueError(_unknown_type(response, _suggestion(response, *_WORDS)))
+        return Fault(type=response)
     if type(response) is int:  # not a bool
         if response == 200:
             return NONE
         types = [type_ for type_, entry in TYPES.items() if entry.status == response]
-        type_hint = f"a type such as {types[0]!r} or " if types else ""
-        raise ValueError(f"the status {response} is ambiguous; script {type_hint}Fault(status={response})")
+        if not types:
+            raise ValueError(f"no error type has the status {response}; script Fault(status={response})")
+        advice = f"script a type such as {types[0]!r} or Fault(status={response})"
+        raise ValueError(f"the status {response} is ambiguous; {advice}")
     kind = type(response).__name__
     raise ValueError(f"responses must be error types, 200, 'drop', 'lost', 'hang' or a Fault, got a {kind}")
 
 
-def _suggestion(word: str) -> str:
-    """Return a hint at the error type or keyword that *word* resembles, or an empty string."""
-    similar = get_close_matches(word, [*TYPES, *UNLISTED, *_WORDS], n=1) or [
+def _unknown_type(word: str, suggestion: str) -> str:
+    return (
+        f"{word!r} is not an error type of the API{suggestion}; "
+        "a custom type requires Fault(type=..., status=...)"
+    )
+
+
+def _suggestion(word: str, *keywords: str) -> str:
+    """Return a hint at the error type, or one of *keywords*, that *word* resembles; or an empty text."""
+    similar = get_close_matches(word, [*TYPES, *UNLISTED, *keywords], n=1) or [
         type_ for type_ in TYPES if type_.endswith(f"/{word}")
     ]
     return f" (did you mean {similar[0]!r}?)" if similar else ""

@@ -8,6 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from aiohttp import web
 from attrs import define
+from multidict import CIMultiDict
 
 from postpress_async.sandbox._catalogue import TYPES, UNLISTED, ErrorEntry
 from postpress_async.sandbox._faults import Fault
@@ -48,7 +49,7 @@ class Errors:
         headers: Mapping[str, str] | None = None,
         cut: bool = False,
     ) -> Response:
-        """Create an error response with this HTTP status. The envelope keeps the status of a known type."""
+        """Create an error response. *status* is its HTTP status; the envelope has that of a known type."""
         self._count += 1
         instance = f"req_{self._count:012d}"
         unknown = ErrorEntry(status or 500, http.client.responses.get(status or 500, "Error"), "")
@@ -59,20 +60,26 @@ class Errors:
         if self._envelope == "quickstart":
             code = "key_missing" if type_ == "errors/missing_credentials" else type_.removeprefix("errors/")
             content = {"error": {"code": code, "message": detail, "request_id": instance}}
-        all_headers = _JSON if headers is None else {**_JSON, **headers}
+        all_headers = _with_content_type(headers or {})
         return Response(status or entry.status, json.dumps(content).encode(), type_, all_headers, cut)
 
     def from_fault(self, fault: Fault) -> Response:
-        headers = dict(fault.headers)
+        headers = CIMultiDict(fault.headers)
         if fault.retry_after is not None:
             headers["Retry-After"] = str(fault.retry_after)
         if fault.type is not None:
             return self.make(fault.type, status=fault.status, headers=headers, cut=fault.cut)
-        return Response(fault.status or 200, fault.body, None, {**_JSON, **headers}, fault.cut)
+        return Response(fault.status or 200, fault.body, None, _with_content_type(headers), fault.cut)
 
 
-async def as_aiohttp(request: web.BaseRequest, response: Response | None) -> web.StreamResponse:
-    """Convert a response for aiohttp, which sends it. None closes the connection without a response."""
+def _with_content_type(headers: Mapping[str, str]) -> Mapping[str, str]:
+    merged = CIMultiDict(_JSON)
+    merged.update(headers)
+    return merged
+
+
+async def deliver(request: web.BaseRequest, response: Response | None) -> web.StreamResponse:
+    """Have aiohttp send *response*, or send its first half. None aborts the connection."""
     if response is None:
         if request.transport is not None:
             request.transport.abort()

@@ -19,7 +19,7 @@ from postpress_async.sandbox._faults import HANG, Fault, Faults, handles_normall
 from postpress_async.sandbox._limits import ConcurrencyLimit, IdempotencyStore, TokenBucket
 from postpress_async.sandbox._listener import Listener
 from postpress_async.sandbox._record import Record, Recorder
-from postpress_async.sandbox._responses import Envelope, Errors, Response, as_aiohttp, success
+from postpress_async.sandbox._responses import Envelope, Errors, Response, deliver, success
 from postpress_async.sandbox._rules import (
     MAX_BODY_SIZE,
     Json,
@@ -198,7 +198,7 @@ class Server:
         finally:
             self._tasks.discard(task)
             self._recorder.note_end(response)
-        return await as_aiohttp(request, response)
+        return await deliver(request, response)
 
     async def _respond(self, request: web.BaseRequest) -> Response | None:
         """Return the response, or None to drop the connection. Raise `RequestError` if a check fails."""

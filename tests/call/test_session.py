@@ -484,7 +484,10 @@ async def test_closing_waits_for_requests_in_flight(transport: Any) -> None:
         call = asyncio.create_task(session.update_proxy("acc_1", US))
         while not sandbox.record.requests:
             await asyncio.sleep(0)
-        await session.aclose(timeout=5.0)
+        closing = asyncio.create_task(session.aclose(timeout=5.0))
+        await asyncio.sleep(0)
+        assert repr(session) == "<PostPressSession closed>"
+        await closing
 
         assert await call == AccountPatched("acc_1")
 

@@ -64,7 +64,7 @@ async def test_dry_run_shows_requests_and_duration_and_sends_nothing(folder, san
 
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "1,000 accounts: 1,000 with one of the pool"
+    assert lines[0] == "1,000 accounts: 1,000 with a proxy from the pool"
     assert lines[1] == "5 proxies in proxies.txt, assigned round-robin to 1,000 accounts"
     assert lines[2] == "nothing was sent; the first requests would be:"
     body = '{"proxy": {"host": "p000.example.net", "port": 8080, "username": "user0", "password": "***"}}'
@@ -196,7 +196,7 @@ def test_invalid_lines_and_invalid_rows_are_reported_together(folder) -> None:
     assert any(line.startswith(f"{DATA / 'proxies.txt'}: line 21, port") for line in lines)
     assert any(line.startswith("fleet.csv: line 3, account_id") for line in lines)
     assert lines[-1] == (
-        "nothing was sent: correct them, or use --skip-bad to send only what is valid: "
+        "nothing was sent: correct them, or use --skip-bad to send only the valid ones: "
         "2 accounts and 500 proxies"
     )
 

@@ -78,10 +78,10 @@ def test_counts_of_a_mixed_fleet_are_shown_before_anything_is_sent(folder) -> No
     dry, real = run(*arguments, "--dry-run"), run(*arguments)
 
     assert dry.stdout.splitlines()[:2] == [
-        "3 accounts: 1 with a managed proxy, 2 with one of the pool",
+        "3 accounts: 1 with a managed proxy, 2 with a proxy from the pool",
         "3 proxies in proxies.txt, assigned round-robin to 2 accounts",
     ]
-    assert real.stderr.splitlines()[0] == "3 accounts: 1 with a managed proxy, 2 with one of the pool"
+    assert real.stderr.splitlines()[0] == "3 accounts: 1 with a managed proxy, 2 with a proxy from the pool"
 
 
 def test_several_lists_form_one_pool(folder) -> None:
@@ -106,14 +106,27 @@ def test_environment_variable_names_several_lists_separated_by_colons(folder) ->
     assert "2 proxies in us.txt and de.txt, assigned round-robin to 1 account\n" in done.stdout
 
 
-def test_standard_input_can_be_only_one_list(folder) -> None:
+@pytest.mark.parametrize("other", [("--pool", "-"), ("--api-key-file", "-")], ids=["a list", "the API key"])
+def test_standard_input_can_be_only_one_file(folder, other) -> None:
     """A second reader would find standard input empty."""
     write_fleet(folder, 1, "")
 
-    done = run("rotate", "fleet.csv", "--pool", "-", "--pool", "-", "--sandbox")
+    done = run("rotate", "fleet.csv", "--pool", "-", *other, "--sandbox")
 
     assert done.returncode == 2
-    assert "standard input can be FLEET or one --pool, not both" in done.stderr
+    assert "standard input can be only one of FLEET, --pool, --api-key-file and --from-file" in done.stderr
+
+
+async def test_no_new_run_follows_a_resumed_one_if_the_pool_is_standard_input(folder, sandbox) -> None:
+    """Standard input cannot be read a second time, so the next start of the command starts the new run."""
+    write_fleet(folder, 3, "")
+    command = ("rotate", "fleet.csv", "--pool", "-", "--every", "0s")
+    await arun(sandbox, *command, "--limit", "1", input="p1.example:80\n")
+
+    done = await arun(sandbox, *command, input="p1.example:80\n")
+
+    assert done.returncode == 0, done.stderr
+    assert sandbox.record.requests == 3
 
 
 def test_unused_columns_of_a_proxy_list_are_reported(folder) -> None:
@@ -167,7 +180,7 @@ def test_pool_by_country_chooses_the_pool_and_orders_no_managed_proxy(folder) ->
     dry, real = run(*arguments, "--sandbox", "--dry-run"), run(*arguments, "--sandbox")
 
     assert dry.stdout.splitlines()[:3] == [
-        "3 accounts: 3 with one of the pool",
+        "3 accounts: 3 with a proxy from the pool",
         "1 proxy for US, assigned round-robin to 2 accounts",
         "1 proxy for DE, assigned round-robin to 1 account",
     ]
@@ -208,7 +221,7 @@ def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, arguments) 
     assert done.stderr == (
         "fleet.csv: 2,999 lines (3, 4, 5, 6, 7 and 2,994 more), pool: no pool for DE: add a pool for it, or "
         "correct it; the pools are US\n"
-        "nothing was sent: correct them, or use --skip-bad to send only what is valid: "
+        "nothing was sent: correct them, or use --skip-bad to send only the valid ones: "
         "1 account and 1 proxy\n"
     )
 

@@ -47,7 +47,7 @@ async def test_dry_run_shows_how_many_accounts_would_move_and_sends_nothing(firs
     done = await arun(sandbox, *arguments)
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("6 accounts: 6 with one of the pool\n")
+    assert done.stdout.startswith("6 accounts: 6 with a proxy from the pool\n")
     assert sandbox.record.requests == 10
     assert len(await history(sandbox)) == 1
 

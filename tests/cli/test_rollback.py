@@ -84,7 +84,7 @@ async def test_nothing_is_sent_if_an_account_cannot_go_back(first_proxies, sandb
     ]
     assert sandbox.record.requests == 2 * COUNT
     done = await arun(sandbox, *ROLLBACK, "--skip-bad", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # some accounts are left
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["account_id"] for event in events if event["event"] == "refused"] == [
         f"acc_{number:06}" for number in range(7, COUNT, 8)
@@ -97,6 +97,15 @@ async def test_skip_bad_is_not_suggested_if_no_account_can_go_back(first_proxies
 
     assert done.returncode == 2
     assert done.stderr.endswith(f"nothing was sent: {COUNT} accounts cannot go back\n")
+
+
+async def test_skip_bad_does_not_hide_that_no_account_can_go_back(first_proxies, sandbox) -> None:
+    done = await arun(sandbox, *ROLLBACK[:-1], "new.txt", "--skip-bad")
+
+    assert done.returncode == 1
+    assert done.stdout == (
+        f"nothing was sent: {COUNT} accounts cannot go back, and no other account has changed since run 1\n"
+    )
 
 
 async def test_several_lists_can_have_tags(first_proxies, sandbox) -> None:

@@ -106,8 +106,12 @@ async def test_request_has_everything_that_the_api_requires() -> None:
         ({"transport": FakeTransport(), "ssl": ssl.create_default_context()}, "ssl requires transport="),
         ({"transport": FakeTransport(), "trust_env": True}, "trust_env requires transport="),
         ({"transport": FakeTransport(), "connector": object()}, "connector requires transport="),
+        (
+            {"ssl": ssl.create_default_context(), "connector": object()},
+            "ssl cannot be combined with connector",
+        ),
     ],
-    ids=["unknown name", "class", "no methods", "list", "ssl", "trust_env", "connector"],
+    ids=["unknown name", "class", "no methods", "list", "ssl", "trust_env", "connector", "connector and ssl"],
 )
 def test_invalid_transport_or_option_is_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.ConfigurationError, match=message):

@@ -544,6 +544,30 @@ async def test_a_raw_response_is_sent_unchanged() -> None:
         assert api.server.record.patched_accounts == {}
 
 
+@pytest.mark.parametrize("name", ["Content-Type", "content-type"])
+async def test_headers_of_a_fault_replace_the_usual_ones(name) -> None:
+    faults = Faults()
+    faults.script("acc_1", Fault(status=502, headers={name: "text/html"}))
+    async with running(faults=faults) as api:
+        reply = await api.patch("acc_1")
+
+    types = [value for header, value in reply.headers.items() if header.lower() == "content-type"]
+    assert types == ["text/html"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"cut": True}, {"body": b"{}"}, {"headers": {"Date": "today"}}, {"retry_after": 1}]
+)
+def test_fault_whose_settings_would_have_no_effect_is_rejected(settings) -> None:
+    with pytest.raises(ValueError, match="require a type or a status"):
+        Fault(**settings)
+
+
+def test_type_that_is_a_keyword_of_scripts_is_not_suggested_for_a_fault() -> None:
+    with pytest.raises(ValueError, match="'drop' is not an error type of the API;"):
+        Fault(type="drop")
+
+
 async def test_a_type_may_be_sent_with_another_status() -> None:
     """Envelope and HTTP status may differ, and a type may be unknown."""
     faults = Faults()

@@ -24,7 +24,7 @@ Chunk: TypeAlias = tuple[str, int, frozenset[int]]
 
 
 def read_row_groups(file: io.BufferedIOBase) -> list[tuple[int, list[Chunk]]]:
-    """Return the number of rows and the columns of each row group; raise `ValueError` if it is damaged."""
+    """Return the rows and columns of each row group; raise `ValueError` if the footer is damaged."""
     file.seek(-8, io.SEEK_END)  # the footer's length, and PAR1
     length = int.from_bytes(file.read(4), "little")
     file.seek(-8 - length, io.SEEK_END)
@@ -34,8 +34,8 @@ def read_row_groups(file: io.BufferedIOBase) -> list[tuple[int, list[Chunk]]]:
             (int(group[_NUM_ROWS]), [_chunk(column[_META_DATA]) for column in group[_COLUMNS]])
             for group in footer[_ROW_GROUPS]
         ]
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        pass
+    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError):
+        pass  # raise outside of the block, so that no internal error is chained
     raise ValueError("the footer is damaged")
 
 
@@ -50,9 +50,11 @@ def _read_struct(data: io.BytesIO) -> dict[int, Any]:
     number = 0
     while header := _read(data, 1)[0]:
         step, kind = header >> 4, header & 15
-        number = number + step if step else _read_integer(data)  # 0: the number itself follows
-        # The header of a boolean field contains its value.
-        fields[number] = kind == 1 if kind in {1, 2} else _read_value(data, kind)
+        number = number + step if step else _read_integer(data)  # with step 0, the full number follows
+        if kind in {1, 2}:  # a boolean, whose value is in the header
+            fields[number] = kind == 1
+        else:
+            fields[number] = _read_value(data, kind)
     return fields
 
 

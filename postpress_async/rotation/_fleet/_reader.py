@@ -60,7 +60,7 @@ class Survey:
         kinds = (
             (self.rows - self.managed - self.pooled, "with a proxy of their own"),
             (self.managed, "with a managed proxy"),
-            (self.pooled, "with one of the pool"),
+            (self.pooled, "with a proxy from the pool"),
         )
         return ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
 
@@ -94,7 +94,9 @@ class FleetReader:
         names = () if needs is None else needs.names
         reserved = {"", "account_id", "proxy", *PARTS}
         if needs is not None and (wrong := reserved.intersection((*names, needs.by))):
-            fact = f"a pool can be chosen by a column of its own, or country or ip, got {min(wrong)!r}"
+            fact = (
+                f"the column {min(wrong)!r} has a fixed meaning and cannot choose a pool or fill a template"
+            )
             raise ValueError(f"{fact}: rename the column in the fleet, and in pool_by or the template")
         change = None if default is None else as_change(default)
         reader = cls(open_table(cell_columns(names)), change, needs)

@@ -228,8 +228,8 @@ def refuse_lost_log(path: Path) -> None:
 def lost_log(path: Path) -> JournalError:
     """Return the error for a journal without the -wal that it needs."""
     return JournalError(
-        f"{path} is incomplete: {path.name}-wal is missing, or is not its own. It has the latest outcomes of "
-        "a run that was killed. Put it back beside the journal. If it is lost for good, create an empty file "
-        "with that name and start the run: every account that is not recorded as patched or failed is then "
-        "treated as one that may have been sent (see --on-unknown)"
+        f"{path} is incomplete: {path.name}-wal is missing, or belongs to another journal. It has the "
+        "latest outcomes of a run that was killed. Put it back beside the journal. If it is lost for good, "
+        "create an empty file with that name and start the run: every account that is not recorded as "
+        "patched or failed is then treated as one that may have been sent (see --on-unknown)"
     )

@@ -565,6 +565,23 @@ def test_footer_is_parsed_with_the_same_result_as_by_pyarrow(tmp_path, writer) -
     ]
 
 
+def test_footer_with_any_wrong_byte_is_read_or_rejected(write) -> None:
+    """A wrong type of a field, for example, makes a struct a list with too few elements."""
+    content = write({"id": ["a1", "a2"], "country": ["US", "DE"]}).read_bytes()
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    rejected = 0
+    for position in range(footer, len(content) - 8):
+        for wrong_bits in (0x01, 0x05, 0x80):
+            damaged = bytearray(content)
+            damaged[position] ^= wrong_bits
+            try:
+                read_row_groups(io.BytesIO(damaged))
+            except ValueError:
+                rejected += 1
+
+    assert rejected
+
+
 @pytest.mark.slow
 def test_damaged_column_entry_is_reported_without_a_crash(write) -> None:
     """Some of these files would crash the process if pyarrow read the entries of columns."""

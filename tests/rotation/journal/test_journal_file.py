@@ -196,7 +196,7 @@ async def test_skipped_accounts_are_in_doubt_and_keep_their_keys_if_the_log_is_l
     with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as file:
         generations = file.execute("SELECT ordinal, generation FROM generations").fetchall()
 
-    with pytest.raises(JournalError, match="is missing, or is not its own"):
+    with pytest.raises(JournalError, match="is missing, or belongs to another journal"):
         JournalReader(path)
     journal = Journal.open(path)
 
