@@ -33,11 +33,13 @@ HEAD = (
 
 def claim(scenario: Scenario) -> str:
     """Return the limits that the scenario must keep, in a few words."""
-    words = ["ends" if scenario.within == math.inf else f"ratio {scenario.within:.4g}"]
-    if scenario.asks < math.inf:
-        words.append(f"needless {scenario.asks - 1:.0%}")
-    if scenario.throttled < math.inf:
-        words.append(f"429 {scenario.throttled:.1%}")
+    words = [
+        "ends" if scenario.max_makespan_ratio == math.inf else f"ratio {scenario.max_makespan_ratio:.4g}"
+    ]
+    if scenario.max_request_ratio < math.inf:
+        words.append(f"needless {scenario.max_request_ratio - 1:.0%}")
+    if scenario.max_throttled_share < math.inf:
+        words.append(f"429 {scenario.max_throttled_share:.1%}")
     return ", ".join(words)
 
 

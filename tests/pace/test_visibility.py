@@ -110,7 +110,7 @@ async def test_waits_for_the_rate_limit_are_shown_separately_from_latency() -> N
 def test_rotation_patches_all_accounts_although_the_service_is_overloaded_at_first() -> None:
     """At first, most requests get a 503, and each account has only two attempts."""
     server, policy = {"capacity": 5, "queue": 0}, {"attempts": 2}
-    scenario = Scenario("5 at once", 2.0, 100, server=server, policy=policy, in_flight=100, start=100)
+    scenario = Scenario("5 at once", 2.0, 100, server=server, policy=policy, in_flight=100, initial_limit=100)
 
     result = measure(scenario, 300)
 

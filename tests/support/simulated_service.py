@@ -56,60 +56,71 @@ class Scenario:
     A scenario and its claims.
 
     Attributes:
-        within: Maximum ratio of the makespan to the ideal one.
-        usual: Responses per second of the service without disruptions if it is fully used.
-        asks: Maximum ratio of the requests to the necessary ones.
-        deal: Returns the random or permanent fault of a request. Attempts with such a fault are necessary.
+        max_makespan_ratio: Maximum ratio of the makespan to the ideal one.
+        usual_rate: Responses per second of the service if it has no disruption and is fully used.
+        max_request_ratio: Maximum ratio of the requests to the necessary ones.
+        choose_fault: Returns the random or permanent fault of a request. An attempt that gets a fault counts
+            as necessary.
         dead: Whether the proxy of an account is dead.
         hopeless: Whether the updates of an account always fail.
-        plot: The disruptions, in order.
+        disruptions: The outages of the service, in order.
         server: Arguments of `Server`.
         policy: Arguments of `RetryPolicy`.
+        in_flight: ``Pace.in_flight``.
+        initial_limit: ``Pace.start``.
+        max_rate: ``Pace.rate``.
         burst: Number of additional responses at the start.
-        ceiling: ``Pace.rate``.
-        throttled: Maximum share of requests that get a 429.
-        lost: Maximum number of accounts that fail although another attempt would succeed.
-        settles: Minimum seconds before the first disruption, even with few accounts.
+        max_throttled_share: Maximum share of requests that get a 429.
+        max_lost: Maximum number of accounts that fail although another attempt would succeed.
+        min_calm_seconds: Minimum seconds before the first disruption, even with few accounts.
         single: Whether to measure a single call during the first disruption, while the rotation runs.
     """
 
     name: str
-    within: float
-    usual: float = 1000.0
-    asks: float = math.inf
-    deal: Callable[[Request], Fault] = lambda _request: NONE
+    max_makespan_ratio: float
+    usual_rate: float = 1000.0
+    max_request_ratio: float = math.inf
+    choose_fault: Callable[[Request], Fault] = lambda _request: NONE
     dead: Callable[[int], bool] = lambda _account: False
     hopeless: Callable[[int], bool] = lambda _account: False
-    plot: tuple[Disruption, ...] = ()
+    disruptions: tuple[Disruption, ...] = ()
     server: Mapping[str, Any] = Factory(dict)
     policy: Mapping[str, Any] = Factory(dict)
     in_flight: int = 50
-    start: int = 20
+    initial_limit: int = 20
     burst: int = 0
-    ceiling: float | None = None
-    throttled: float = math.inf
-    lost: int = 0
+    max_rate: float | None = None
+    max_throttled_share: float = math.inf
+    max_lost: int = 0
     sessions: int = 1
     single: bool = False
-    settles: float = 0.0
+    min_calm_seconds: float = 0.0
     accounts: int = FULL
 
-    def of(self, accounts: int) -> "Scenario":
-        """The scenario with at most *accounts*. The first disruption starts after the same share of them."""
+    def shortened_to(self, accounts: int) -> "Scenario":
+        """
+        Return the scenario with at most *accounts*.
+
+        The first disruption starts earlier, in proportion to the number of accounts, and the others keep
+        their distance from it.
+        """
         accounts = min(accounts, self.accounts)
-        if not self.plot:
+        if not self.disruptions:
             return evolve(self, accounts=accounts)
-        first = self.plot[0].start
-        shift = first - max(first * accounts / self.accounts, min(first, self.settles))
-        plot = tuple(evolve(item, start=item.start - shift, end=item.end - shift) for item in self.plot)
-        return evolve(self, accounts=accounts, plot=plot)
+        first = self.disruptions[0].start
+        new_first = max(first * accounts / self.accounts, min(first, self.min_calm_seconds))
+        shift = first - new_first
+        disruptions = tuple(
+            evolve(item, start=item.start - shift, end=item.end - shift) for item in self.disruptions
+        )
+        return evolve(self, accounts=accounts, disruptions=disruptions)
 
     def rate(self, now: float) -> float:
         """Responses per second of the service at the time *now*."""
-        for disruption in self.plot:
+        for disruption in self.disruptions:
             if disruption.start <= now < disruption.end:
-                return self.usual * disruption.remaining_rate
-        return self.usual
+                return self.usual_rate * disruption.remaining_rate
+        return self.usual_rate
 
     def ideal(self, needed: float) -> float:
         """Seconds for *needed* responses if the service is never idle."""
@@ -139,7 +150,8 @@ class Result:
         requests: Number of attempts, including those that got no connection.
         needed: Number of necessary attempts.
         patched: Number of patched accounts.
-        unlucky: Number of failed accounts whose every attempt got a random fault.
+        unlucky: Number of failed accounts that could not succeed: they are hopeless, or every attempt got a
+            random fault.
         lost: Number of accounts that failed although another attempt would have succeeded.
         throttled: Number of 429s.
         peak: Highest number of concurrent requests in the server.
@@ -173,20 +185,20 @@ def broken(scenario: Scenario, result: Result) -> list[str]:
     """
     The claims of *scenario* that *result* breaks, as sentences.
 
-    With fewer accounts, the start, the end and the probes of an outage have more weight. So the limits for
-    excess seconds and requests are those of a run with all accounts.
+    The start, the end and the probes of an outage cost the same, however many accounts there are. So a run
+    with fewer accounts may exceed the ideal by as many seconds, requests and 429s as a run with all accounts.
     """
-    times = 1.0 if scenario.single else scenario.accounts / result.accounts
-    ideal_of_all = result.ideal if scenario.single else scenario.ideal(result.needed * times)
-    excess = result.makespan - result.ideal - (scenario.within - 1) * ideal_of_all
+    scale = 1.0 if scenario.single else scenario.accounts / result.accounts
+    ideal_of_all = result.ideal if scenario.single else scenario.ideal(result.needed * scale)
+    excess = result.makespan - result.ideal - (scenario.max_makespan_ratio - 1) * ideal_of_all
     wrong = []
     if excess > 1e-6:
-        wrong.append(f"{excess:.2f} s more than {scenario.within:g} times the ideal")
-    if result.requests - result.needed > (scenario.asks - 1) * result.needed * times + 1e-6:
+        wrong.append(f"{excess:.2f} s more than {scenario.max_makespan_ratio:g} times the ideal")
+    if result.requests - result.needed > (scenario.max_request_ratio - 1) * result.needed * scale + 1e-6:
         wrong.append(f"{result.requests - result.needed} requests too many")
-    if result.throttled > scenario.throttled * result.requests * times:
+    if result.throttled > scenario.max_throttled_share * result.requests * scale:
         wrong.append(f"{result.throttled} responses were a 429")
-    if result.lost > scenario.lost:
+    if result.lost > scenario.max_lost:
         wrong.append(f"{result.lost} accounts lost")
     if result.patched + result.unlucky + result.lost != result.accounts and not scenario.single:
         wrong.append("accounts without an outcome")

@@ -49,7 +49,7 @@ class ScenarioFaults(Faults):
             return self.current
         number = int(account_id.removeprefix("acc_"))
         chance = random.Random(f"{self.seed}/{number}/{nth}").random()
-        fault = self._scenario.deal(Request(number, chance))
+        fault = self._scenario.choose_fault(Request(number, chance))
         if fault is not NONE or self._scenario.dead(number):
             self.random_faults += 1
             self.stored += fault.executes
@@ -149,7 +149,7 @@ class _Run:
                 server.api_key,
                 base_url=server.url,
                 retry=RetryPolicy(**scenario.policy),
-                pace=Pace(in_flight=scenario.in_flight, start=scenario.start, rate=scenario.ceiling),
+                pace=Pace(in_flight=scenario.in_flight, start=scenario.initial_limit, rate=scenario.max_rate),
                 connector=await stack.enter_async_context(Connector()),
                 transport=self.transport,
                 on_event=self._watch,
@@ -180,7 +180,7 @@ class _Run:
 
     async def _call(self, session: PostPressSession) -> float:
         """Return the seconds that a call takes which starts in the middle of the first outage."""
-        outage, clock = self.scenario.plot[0], asyncio.get_running_loop().time
+        outage, clock = self.scenario.disruptions[0], asyncio.get_running_loop().time
         await asyncio.sleep((outage.start + outage.end) / 2)
         started = clock()
         try:
@@ -192,7 +192,7 @@ class _Run:
     async def _disrupt(self, server: Server, faults: ScenarioFaults) -> None:
         """Start and end the disruptions of the scenario."""
         clock = asyncio.get_running_loop().time
-        for disruption in self.scenario.plot:
+        for disruption in self.scenario.disruptions:
             await asyncio.sleep(disruption.start - clock())
             if isinstance(disruption.kind, Fault):
                 faults.current = disruption.kind
@@ -210,4 +210,4 @@ def measure(
     transport: Literal["session", "lean"] = "session",
 ) -> Result:
     """Run *scenario*, with another number of *accounts* if it is not None."""
-    return run(_Run(scenario if accounts is None else scenario.of(accounts), seed, transport).run())
+    return run(_Run(scenario if accounts is None else scenario.shortened_to(accounts), seed, transport).run())

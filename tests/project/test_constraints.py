@@ -21,34 +21,38 @@ def requirements() -> list[Requirement]:
     return [Requirement(text) for text in texts]
 
 
-def pinned_versions(text: str) -> dict[str, str]:
-    """Return the pinned version of each library. A line of another form, such as a URL, fails the test."""
-    versions = {}
+def pinned_versions(text: str) -> dict[str, list[str]]:
+    """
+    Return the pinned versions of each library: one, or one for each Python version.
+
+    A line of another form, such as a URL, fails the test.
+    """
+    versions: dict[str, list[str]] = {}
     for line in text.splitlines():
         if not line.startswith("#"):
             pin = re.fullmatch(r"([\w.-]+)==([\w.!+]+)( ; .+)?", line)
             assert pin is not None, line
-            versions[pin[1]] = pin[2]
+            versions.setdefault(canonicalize_name(pin[1]), []).append(pin[2])
     return versions
 
 
 def test_every_requirement_is_pinned_at_an_allowed_version() -> None:
-    """Otherwise, a requirement was added or raised without `nox -s lock`."""
+    """If this fails, a requirement was added or raised without running `nox -s lock`."""
     versions = pinned_versions(LOCK.read_text("utf-8"))
-    stale = [
-        str(requirement)
-        for requirement in requirements()
-        if not requirement.specifier.contains(versions.get(canonicalize_name(requirement.name), "0"))
-    ]
+    wrong = []
+    for requirement in requirements():
+        pins = versions.get(canonicalize_name(requirement.name), [])
+        if not pins or not all(map(requirement.specifier.contains, pins)):
+            wrong.append(f"{requirement}: {pins}")
 
-    assert stale == [], "run: nox -s lock"
+    assert wrong == [], "run: nox -s lock"
 
 
 def test_all_extras_and_groups_allow_the_same_versions_of_a_library() -> None:
-    """Tests of an extra must use a version that the extra allows."""
+    """Otherwise a dependency group could install, for the tests, a version that an extra forbids."""
     specifiers: dict[str, set[str]] = {}
     for requirement in requirements():
-        specifiers.setdefault(requirement.name, set()).add(str(requirement.specifier))
+        specifiers.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement.specifier))
     different = {name: texts for name, texts in specifiers.items() if len(texts) > 1}
 
     assert different == {}
