@@ -70,13 +70,16 @@ def test_remote_scheduler_requires_certificates(tmp_path: Path) -> None:
 def test_certificates_are_private_and_never_overwritten(tmp_path: Path) -> None:
     """New certificates would lock the command out of a cluster that runs with the old ones."""
     folder = tmp_path / "certificates"
-    for file in write_certificates(folder):
+    files = write_certificates(folder)
+    contents = [file.read_bytes() for file in files]
+    for file in files:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     read_certificates(folder)
 
     with pytest.raises(ConfigurationError, match="already exists"):
         write_certificates(folder)
+    assert [file.read_bytes() for file in files] == contents
 
 
 @pytest.mark.parametrize(
@@ -84,10 +87,10 @@ def test_certificates_are_private_and_never_overwritten(tmp_path: Path) -> None:
     [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", bytes(range(256))],
     ids=["silent server", "web server", "random bytes"],
 )
-async def test_server_that_is_not_a_scheduler_is_reported_in_one_sentence(
+async def test_server_that_is_not_a_scheduler_is_reported(
     response: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dask may raise any error for such a response, even MemoryError, and wait for ever."""
+    """For such a response, Dask may raise any error, even MemoryError, or wait without end."""
     monkeypatch.setattr(cluster, "CONNECT_TIMEOUT", 0.2)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

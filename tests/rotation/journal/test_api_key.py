@@ -44,7 +44,7 @@ async def test_another_key_is_refused_before_anything_is_sent(sandbox, journal, 
 
 
 async def test_replaced_key_needs_the_option_once_and_the_old_key_is_then_refused(sandbox, journal) -> None:
-    """The new key is recorded even if the next run is not due, so that nothing is sent."""
+    """The new key is recorded even if nothing is sent because the next run is not due."""
     await rotate(sandbox, journal, "pp_old")
 
     assert await rotate(sandbox, journal, "pp_new", accept_new_key=True, every=72_000.0) == 0
@@ -77,13 +77,14 @@ async def test_journal_without_a_recorded_key_belongs_to_the_next_key(sandbox, j
 
 
 async def test_journal_stores_only_a_salted_hash_of_the_key(journal) -> None:
-    """Each journal has another salt, so one list of hashed guesses does not fit all journals."""
+    """Each journal has its own salt, so a list of hashed guesses would fit only one journal."""
     other = journal.with_name("other.sqlite3")
     hashes = []
     for path in (write(journal, [outcome(0)]), write(other, [outcome(0)])):
         await Journal.open(path, api_key=Secret("pp_live_0123456789")).aclose()
         with closing(sqlite3.connect(path)) as connection:
-            hashes += connection.execute("SELECT api_key FROM runs").fetchone()
+            [(stored_hash,)] = connection.execute("SELECT api_key FROM runs")
+        hashes.append(stored_hash)
         assert b"pp_live" not in path.read_bytes()
 
     assert [len(value) for value in hashes] == [32, 32]
@@ -100,4 +101,4 @@ async def test_wrong_new_key_is_detected_although_the_old_key_has_worked(sandbox
             await rotation.run()
 
     assert rotation.summary.key_refused
-    assert +rotation.summary.states == {State.PATCHED: 2, State.SKIPPED: 3}
+    assert rotation.summary.states == {State.PATCHED: 2, State.SKIPPED: 3, State.FAILED: 0}
