@@ -189,8 +189,8 @@ class Cluster:
                 await client.close()
             reason = str(error) or "it does not respond like a scheduler"
             raise ClusterError(
-                f"no scheduler with our certificates responds at {address} ({reason}): check that it runs, "
-                "and with the same certificates"
+                f"no scheduler responds at {address} ({reason}): check that it runs, and for tls:// that it "
+                "uses the same certificates"
             ) from None
         return client
 

@@ -16,7 +16,7 @@ from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._fleet._row import Cells, RowReader
 from postpress_async.rotation._rows import Refusal, Row
 
-_QUOTES: Final = "write a quote inside quotes twice, and put nothing after the closing one"
+_QUOTES: Final = 'in a quoted cell, write "" for each quote, and end the cell after the closing quote'
 # A cell that may be the name of a column has only letters, spaces, _ and -. A row with a password also has a
 # port or a URL, so not all of its cells match.
 _WORDS: Final = re.compile(r"(?:[^\W\d]|[ _-])*")
@@ -35,7 +35,7 @@ class CsvTable:
             names, _ = self._split(lines)
         positions, self.ignored_columns = read_header(names, file.error, columns)
         self._width = len(names)
-        # `_read` appends an empty cell, which stands for every missing column.
+        # `_read` appends an empty cell to each row. Columns that the header lacks refer to it.
         self._pick: Callable[[list[str]], Cells] = itemgetter(
             *(positions.get(name, self._width) for name in columns)
         )
@@ -48,16 +48,16 @@ class CsvTable:
                 row = self._read(reader, ordinal, first, cells)
                 if last > first and isinstance(row, Refusal):
                     # A quote that was meant literally joins the following lines to this row.
-                    together = f"lines {first} to {last} are one row because of their quotes"
-                    row = evolve(row, advice=f"{row.advice}; {together}")
+                    span = f"lines {first} to {last} are one row because of their quotes"
+                    row = evolve(row, advice=f"{row.advice}; {span}")
                 if row is not None:
                     yield row
 
     def _split(self, lines: Iterator[str]) -> tuple[list[str], Iterator[_Record]]:
         """Return the names in the header, and an iterator of the records after it."""
         # A blank row of a spreadsheet consists of delimiters.
-        filled = ((n, line) for n, line in enumerate(lines, start=1) if line.strip(" \t\r\n,;"))
-        header = next(filled, None)
+        nonblank = ((n, line) for n, line in enumerate(lines, start=1) if line.strip(" \t\r\n,;"))
+        header = next(nonblank, None)
         if header is None:
             raise self.file.error("has no rows: it needs a header, and a line for each account")
         number, line = header
@@ -65,7 +65,7 @@ class CsvTable:
         names = next(records)[2]
         if names is None:
             raise self.file.error(f"has wrong quotes: {_QUOTES}", number)
-        # Do not show a line that is not a header: it may be a row with a password.
+        # `read_header` shows unknown names. A line that is not a header may be a row with a password.
         if "account_id" not in map(column_of, names) and not all(map(_WORDS.fullmatch, names)):
             raise self.file.error(
                 f"has no header with account_id: start it with a line of column names, from {KNOWN}"
@@ -105,7 +105,7 @@ class CsvTable:
                 return None
             # Do not name the account: the cells have shifted, so its cell may contain part of a password.
             counts = f"it has {len(cells)} for {self._width} columns"
-            advice = f"{counts}; put quotes around cells that contain a delimiter"
+            advice = f"{counts}; put quotes around cells that contain a delimiter, or remove the extra cells"
             return Refusal(ordinal, line, None, None, "more cells than the header", advice)
         cells.extend([""] * (missing + 1))
         picked = self._pick(cells)

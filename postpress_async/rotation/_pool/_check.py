@@ -27,12 +27,12 @@ from postpress_async.models import CustomProxy, ProxyProtocol
 from postpress_async.rotation._pool import PooledProxy
 
 _MAX_RESPONSE: Final = 65_536  # bytes
-_PAGE: Final = re.compile(
+_RESPONSE_WITH_BODY: Final = re.compile(
     rb"HTTP/1\.[01] 200\b.*^(content-length: *[1-9]|transfer-encoding:)", re.DOTALL | re.MULTILINE | re.I
 )
 """A response to CONNECT with a body, which proxies must not send (RFC 9110, 9.3.6)."""
 _NO_CONNECT: Final = {400, 404, 405, 501, *range(201, 400)}
-"""Statuses of web servers that do not know CONNECT. With any other one, a proxy refuses the target."""
+"""Statuses of web servers that do not know CONNECT. Any other error is of a proxy that refuses the target."""
 
 
 class CheckResult(StrEnum):
@@ -68,7 +68,7 @@ class CheckedProxy:
 
 
 class _Stage(StrEnum):
-    """What a check is waiting for. The value is the message for when that does not happen."""
+    """What a check is waiting for. The value is the message if it waits in vain."""
 
     NAME = "the host name was not resolved"
     CONNECT = "no connection"
@@ -82,7 +82,7 @@ class ProxyChecker:
     """Checks proxies by asking them for a connection to the host and port of a target."""
 
     target: URL  # nothing is sent to it unless `echo`
-    echo: bool = False  # whether to request the target, whose response must contain the client's address
+    echo: bool = False  # whether to request the target, whose response must contain the proxy's address
     deadline: float = 10.0  # seconds per check
     protocol: ProxyProtocol = ProxyProtocol.HTTP  # for proxies without a protocol
     tls: ssl.SSLContext = field(factory=lambda: make_tls(None), repr=False)
@@ -169,7 +169,8 @@ class ProxyChecker:
         if isinstance(error, TimeoutError):
             results = {_Stage.NAME: CheckResult.NAME_NOT_FOUND, _Stage.TLS: CheckResult.TLS_FAILED}
             result = results.get(stage, CheckResult.TIMED_OUT)
-            detail = f"{stage} within {self.deadline:g} s"
+            # Without an errno, it is the timeout of `check`, and otherwise of the operating system.
+            detail = os.strerror(error.errno) if error.errno else f"{stage} within {self.deadline:g} s"
         elif isinstance(error, ssl.SSLError):
             result = CheckResult.TLS_FAILED
             detail = getattr(error, "verify_message", "") or str(error.reason).lower().replace("_", " ")
@@ -222,12 +223,12 @@ class _Connection:
     async def open(self, host: str, port: int) -> None:
         addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self.stage = _Stage.CONNECT
-        # Unlike asyncio, aiohappyeyeballs keeps the errno if several addresses fail.
+        # Unlike asyncio, aiohappyeyeballs keeps the errno if all addresses fail for the same reason.
         sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=0.25)
         self._reader, self._writer = await asyncio.open_connection(sock=sock)
 
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
-        # The check has its own deadline. asyncio's timeout would raise a different error before it.
+        # The check has its own deadline. asyncio's default timeout of 60 s could come first.
         await self._writer.start_tls(tls, server_hostname=host, ssl_handshake_timeout=86_400.0)
 
     async def connect(self, **_: object) -> Self:
@@ -251,7 +252,7 @@ class _Connection:
             head += chunk
             if not head.startswith(b"HTTP/"[: len(head)]) or len(head) > _MAX_RESPONSE:
                 raise ProxyError("not HTTP")
-        if _PAGE.match(head):
+        if _RESPONSE_WITH_BODY.match(head):
             raise ProxyError("a page")
         return head
 

@@ -511,7 +511,7 @@ NOT_FLEETS = [
         "f.csv", b'id,n\nx,y\nz,"q\na,b\n', "line 3 of *opens a quote that is never closed", id="open quote"
     ),
     pytest.param(
-        "f.csv", b'id,"a"b\nx,y', "line 1 of *f.csv has wrong quotes: write a quote", id="header's quotes"
+        "f.csv", b'id,"a"b\nx,y', "line 1 of *f.csv has wrong quotes: in a quoted cell", id="header's quotes"
     ),
     pytest.param(
         "f.csv", b"x" * 2**20 + b"yz", "line 1 of *f.csv is over 1 MiB long: give each", id="an endless line"

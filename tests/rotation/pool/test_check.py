@@ -240,6 +240,15 @@ async def test_lack_of_file_descriptors_is_an_error_and_not_a_result(monkeypatch
         await checker.check_all([pooled(80), pooled(81)], 2, lambda checked: pytest.fail(f"{checked}"))
 
 
+async def test_timeout_of_the_operating_system_is_not_called_the_deadline(monkeypatch) -> None:
+    monkeypatch.setattr(aiohappyeyeballs, "start_connection", raiser(OSError(errno.ETIMEDOUT, "")))
+    checker = ProxyChecker(target=URL("http://127.0.0.1:1"), deadline=600.0)
+
+    checked = await checker.check(pooled(80))
+
+    assert finding(checked) == ("timed-out", "Connection timed out")
+
+
 async def test_result_of_a_timeout_names_the_stage() -> None:
     """The checks run at the same time, because each takes its whole deadline."""
     accepts_credentials = answer(b"\x05\x02", b"\x01\x00", close=False)

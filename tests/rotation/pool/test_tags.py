@@ -209,7 +209,7 @@ def test_template_cannot_use_a_column_that_describes_the_proxy_of_a_row(tmp_path
     template = ProxyPool([CustomProxy(host="gw", port=1, username="{account_id}-{user}")])
     path = write_fleet(tmp_path, ["h"], "account_id,host")
 
-    with pytest.raises(ValueError, match="got 'username': rename the column"):
+    with pytest.raises(ValueError, match="the column 'username' has a fixed meaning"):
         Fleet.open(path, pooled=template)
 
 
