@@ -44,15 +44,17 @@ def rotate(**values: Any) -> int:
     Give each account of FLEET a new proxy.
 
     FLEET is a file with a row for each account: CSV, JSON Lines or Parquet; - is standard input. The column
-    account_id names the account. The other columns say which proxy the account gets: your own proxy (a URL in
-    the column proxy; or host, port, protocol, username and password) or a managed proxy, which PostPress
-    provides (country, ip or both). If these columns are empty, the account gets a proxy from --pool or
-    --country.
+    account_id names the account. The other columns say which proxy the account gets, your own or a managed
+    one. Your own proxy is a URL in the column proxy; or it has the columns host, port, protocol (https, http
+    or socks5), username and password. A managed proxy is provided by PostPress in a country (column country),
+    in the country of an IPv4 address (column ip), or both. If all these columns are empty, the account gets a
+    proxy from --pool or --country.
 
     All rows are checked before the first request. The outcome of each account is recorded in a file, the
     journal. If the run is stopped or killed, run the same command again: it sends only the accounts that are
     neither patched nor failed yet. To send failed accounts again, use the command retry-failed. Press Ctrl-C
-    once to wait for the requests in flight and stop, twice to stop at once.
+    once to wait for the requests in flight and stop, twice to stop at once. A DURATION has the unit s, m or
+    h, such as 90s, 15m, 6h or 1h30m.
 
     \b
     Try it without an API key or a fleet:

@@ -86,8 +86,8 @@ class _RunOptions:
         type=options.COUNT,
         default=6,
         help="Maximum number of requests that assign the same proxy to an account: the first request and its "
-        "retries. Only errors that may be temporary are retried. If a proxy from --pool fails twice for an "
-        "account, the account gets another proxy earlier (see --failovers).",
+        "retries. Only errors that may be temporary are retried. A proxy from --pool that fails twice for an "
+        "account is given up earlier: the account gets another proxy, or fails.",
     )
     limit: int | None = _limit(
         type=options.COUNT,
@@ -104,12 +104,12 @@ class _RunOptions:
         metavar="5%|100|SCOPE=5%,...|never",
         default="50%",
         help="Stop the run when this many accounts have failed. 5%: a percentage of the latest 200 accounts "
-        "(5% is always ten failures, even before 200 accounts were sent). 100: a number of accounts in the "
-        "whole run. never: do not stop. With scopes, such as proxy=5%,service=20%, only these causes of "
-        "failures count: request (the request is invalid), account (for example, the account must be "
-        "reconnected), proxy (the proxy does not work), service (the API or the network fails). A refused "
-        "API key always stops the run. So does the same error 401, such as invalid_credentials, for each of "
-        "the first 20 accounts, because the API key may be wrong.",
+        "(5% is always ten failures, even before 200 accounts were sent). 100: a number of accounts since "
+        "this start of the command. never: do not stop. With scopes, such as proxy=5%,service=20%, only "
+        "these causes of failures count: request (the request is invalid), account (for example, the "
+        "account must be reconnected), proxy (the proxy does not work), service (the API or the network "
+        "fails). A refused API key always stops the run. So does the same error 401, such as "
+        "invalid_credentials, for each of the first 20 accounts, because the API key may be wrong.",
     )
     canary: int = _stopping(
         type=options.COUNT_OR_ZERO,
@@ -117,27 +117,29 @@ class _RunOptions:
         help="Send N accounts first (the canary), and the other accounts only if the canary passes. The "
         "canary is a random sample of FLEET, or without FLEET the first accounts. It fails, and the run "
         "stops, if as many of the N accounts fail as --halt says (a percentage is of N, and at least one "
-        "account), or if all N fail; with --halt never or with scopes, if half of the N fail. 0: no canary.",
+        "account), or if all N fail; with --halt never or with scopes, if half of the N fail. Each "
+        "start of the command has its own canary. 0: no canary.",
     )
     on_unknown: OnUnknown = _stopping(  # noqa: RUF009 - it is a field
         type=click.Choice(get_args(OnUnknown)),
         default="retry",
         help="What to do with accounts whose outcome in an earlier run is unknown: a request got no "
         "response, or a killed run may have sent a request, so the API may have applied the change. retry: "
-        "send these accounts again. report: do not send them, so that you can check them first.",
+        "send these accounts again. report: do not send them, so that you can check them first. A new run "
+        "(--every) sends them in any case.",
     )
     key_lifetime: float = _stopping(
         type=options.duration,
         default="24h",
         help="How long the API is assumed to remember an idempotency key, by which it recognizes a repeated "
         "request. If a request for a managed proxy with an unknown outcome is older than this, the account "
-        "is not sent again, because it could get a second proxy: check the account in the PostPress "
-        "dashboard. Change this only if PostPress states another time.",
+        "is not sent again, even with --on-unknown retry, because it could get a second proxy: check the "
+        "account in the PostPress dashboard. Change this only if PostPress states another time.",
     )
     accept_new_key: bool = _stopping(
-        help="Accept an API key that differs from the key of the journal's earlier runs. Use this option "
-        "once after the key was replaced by a new key of the same workspace. By default, a different key is "
-        "refused.",
+        help="Accept an API key that differs from the key of the journal's earlier runs, of which the "
+        "journal stores only a hash. Use this option once after the key was replaced by a new key of the "
+        "same workspace. By default, a different key is refused.",
     )
     dry_run: bool = _output(
         help="Send nothing. Check all inputs, and print the first requests that a run would send and, with "
@@ -236,7 +238,8 @@ class _InputOptions(_RunOptions):
         type=click.Choice(get_args(Assign)),
         default="round-robin",
         help="How accounts get a proxy from --pool. round-robin: take the proxies in the order of the list, "
-        "over and over. sticky: choose by account id, so that an account gets the same proxy in every run.",
+        "over and over, from the first one in each run. sticky: choose by account id, so that an account "
+        "gets the same proxy in every run.",
     )
     accounts_per_proxy: int | None = _assignment(
         type=options.COUNT,
@@ -256,8 +259,8 @@ class _InputOptions(_RunOptions):
         help="How long a proxy from --pool is not used (quarantined) after it failed for two accounts for "
         "which other proxies then worked. After this time, one account tries the proxy: success ends the "
         "quarantine, failure doubles the time, up to 24h. The journal records quarantined proxies for the "
-        "next run. If most proxies fail at the same time, accounts wait until a proxy works again; after "
-        "this time, they are skipped.",
+        "next run. If most proxies fail at the same time, accounts wait until a proxy works again; the "
+        "accounts that still wait after this time are skipped.",
     )
     country: str | None = _assignment(
         metavar="CC",
@@ -285,15 +288,15 @@ class RotateOptions(_InputOptions):
     every: float | None = _stopping(
         type=options.duration_from_zero,
         metavar="DURATION",
-        help="Start a new run of all accounts if the latest run in the journal is complete and started at "
-        "least this long ago. Use 20h for a nightly job (less than 24h, so that a late start does not skip "
-        "the next night), or 0s to always start a new run. An unfinished run is resumed first. Without this "
-        "option, the accounts of a complete run are never sent again.",
+        help="Start a new run of all accounts if the latest run of all accounts in the journal is complete "
+        "and started at least this long ago. Use 20h for a nightly job (less than 24h, so that a late start "
+        "does not skip the next night), or 0s to always start a new run. An unfinished run is resumed "
+        "first. Without this option, this command never sends the accounts of a complete run again.",
     )
     keep: int | None = _stopping(
         type=options.COUNT,
         help="Number of runs that the journal keeps: when --every starts a new run, older runs than the "
-        "latest N are deleted. All runs are kept by default.",
+        "latest N are deleted, and rollback cannot go back to them. All runs are kept by default.",
     )
     on: tuple[str, ...] = _input(
         metavar="PROXY",
@@ -302,7 +305,8 @@ class RotateOptions(_InputOptions):
         help="Send only the accounts whose latest proxy, according to the journal, is PROXY: HOST, "
         "HOST:PORT, USER@HOST, or a network such as 10.1.1.0/24. This starts or resumes a separate run of "
         "these accounts. When that run is complete, the same command starts another run, of the accounts "
-        "that still have PROXY. Repeat the option for several proxies. Cannot be combined with --every.",
+        "that still have PROXY. If no account has it, nothing is sent, and the exit code is 2. Repeat the "
+        "option for several proxies. Cannot be combined with --every.",
     )
 
     @classmethod

@@ -263,9 +263,7 @@ def test_complete_run_rejects_another_pool(folder) -> None:
         done = run(*command, *pool_options(folder, "c", "d"))
         assert (done.returncode, done.stdout) == (2, "")
         assert "complete" in done.stderr
-        assert "another pool (or --country). Nothing was sent. To rotate these accounts again" in (
-            done.stderr
-        )
+        assert "another pool (or --country). Nothing was sent. To rotate all accounts again" in (done.stderr)
 
 
 @pytest.mark.parametrize("option", [("--assign", "sticky"), ("--accounts-per-proxy", "3")])

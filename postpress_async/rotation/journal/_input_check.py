@@ -22,7 +22,7 @@ from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnkn
 from postpress_async.secret import Secret
 
 COMPLETE: Final = "complete"  # the state of a run that reached its last account
-_HOW_TO_START: Final = "To rotate these accounts again, add --every 0s (in Python, every=0)"
+_HOW_TO_START: Final = "To rotate all accounts again, add --every 0s (in Python, every=0)"
 
 
 @frozen(kw_only=True)
