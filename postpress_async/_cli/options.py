@@ -186,7 +186,8 @@ def random_faults(required: str = "", **settings: Any) -> Decorator:
             default="steady",
             help="Random faults of the sandbox. steady: none. flaky: a few errors and dropped connections. "
             "overloaded: errors when more than 30 requests are open at once. outage: 1 to 3 seconds "
-            f"after the first request, no service for 10 to 20 seconds. hostile: malformed responses.{required}",
+            "after the first request, no service for 10 to 20 seconds. hostile: malformed responses."
+            f"{required}",
         ),
         option(
             "--seed",
