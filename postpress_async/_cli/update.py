@@ -33,6 +33,7 @@ _assignment: Final = partial(option, group="Proxy assignment")
 @_assignment(
     "--proxy",
     metavar="URL",
+    allow_from_autoenv=False,  # `_change` reads POSTPRESS_PROXY, which may contain a password
     help="Use your own proxy with this URL, such as http://203.0.113.7:8080. A URL with a password must come "
     "from --proxy-file or the environment variable POSTPRESS_PROXY.",
 )
