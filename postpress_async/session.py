@@ -199,11 +199,11 @@ class PostPressSession:
         Args:
             changes: A mapping of account ids to changes, or pairs of account id and change. With a *pool*,
                 account ids alone are enough.
-            deadline: Most seconds that the method takes, above 0. Accounts that were not sent by then are
-                ``skipped``, and those in flight are ``unknown``. With None, only the policy's deadline for
-                each account applies.
+            deadline: Maximum number of seconds that the method takes, above 0. Accounts that were not sent by
+                then are ``skipped``, and those in flight are ``unknown``. With None, only the policy's
+                deadline for each account applies.
             retry: Overrides the session's policy.
-            in_flight: Most accounts processed at once, at least 1; if None, `Pace.in_flight`.
+            in_flight: Maximum number of accounts processed at once; if None, `Pace.in_flight`.
             pool: Assigns proxies to accounts without a change, and replaces proxies that fail. It may be
                 several pools by tag, as for `rotate`.
 
@@ -224,7 +224,7 @@ class PostPressSession:
             check_seconds("deadline", deadline)
         if retry is not None:
             check_policy(retry)
-        rows = distinct_rows(changes, pooled=pool or False)
+        rows = distinct_rows(changes, pooled=False if pool is None else pool)
         with self._tracker:
             ends_at = math.inf if deadline is None else self._tracker.clock() + deadline
             rotation = Rotation(
@@ -240,7 +240,7 @@ class PostPressSession:
             timer = None if deadline is None else asyncio.get_running_loop().call_at(ends_at, rotation.stop)
             outcomes: dict[str, Outcome] = {}
             try:
-                # If the session is closed meanwhile, the outcomes say so.
+                # If the session is closed meanwhile, the outcomes say so: with `drain`, each row has one.
                 with suppress(SessionClosedError):
                     async with rotation:
                         async for outcome in rotation:
@@ -280,28 +280,29 @@ class PostPressSession:
                 exceptions. With a *pool*, account ids alone are enough.
             journal: The SQLite file that records the runs. To resume a run, pass the same changes in the same
                 order.
-            in_flight: Most accounts processed at once, at least 1; if None, `Pace.in_flight`.
-            halt: When to abort: ``"5%"`` of the latest 200 accounts failed, ``100`` accounts failed, or
-                ``"never"``; or a `Halt`, which may have a canary stage. None means ``"50%"``.
+            in_flight: Maximum number of accounts processed at once; if None, `Pace.in_flight`.
+            halt: When to abort. ``"5%"``: when 5% of the latest 200 accounts have failed. ``100``: when 100
+                accounts have failed. ``"never"``: not at all. Or a `Halt`, which may have a canary stage.
+                None means ``"50%"``.
             pool: Assigns proxies to accounts without a change, and replaces proxies that fail. It may be
                 several pools by tag, such as ``{"US": pool, "DE": pool}``: then the tag of an account says
                 which pool its proxies come from. The tag takes the place of the change, as in
                 ``("acc_1", "US")``, or is in a column of the `Fleet`, which must be opened with the same
                 ``pooled=``.
-            limit: Most accounts to process in this run, at least 1; None for all.
+            limit: Maximum number of accounts to process now, at least 1; None for all.
             on_unknown: What to do with accounts whose outcome is unknown after an earlier run, or that a
                 killed run may have sent: ``"retry"`` sends them again with the same idempotency key,
                 ``"report"`` leaves them as they are.
             on_failed: What to do with accounts that failed in an earlier run: ``"report"`` leaves them as
                 they are, ``"retry"`` sends them again with new idempotency keys.
-            every: A new run of all accounts starts if the journal's latest run is complete and began at least
-                this many seconds ago: 20 * 3600 for a nightly job, 0 for always. An unfinished run is resumed
-                in any case. With None, no second run starts.
+            every: A new run of all accounts starts if the journal's latest run of all accounts is complete
+                and began at least this many seconds ago: 20 * 3600 for a nightly job, 0 for always. An
+                unfinished run is resumed in any case. With None, no second run starts.
             keep: Number of runs that the journal keeps, at least 1; None for all.
-            on: Update only the accounts whose latest assignment in the journal is, or may be, one of these
-                proxies: any of ``HOST``, ``HOST:PORT``, ``USER@HOST``, and networks such as ``10.1.1.0/24``.
-                These accounts are a separate run, which is resumed if it is unfinished. The *pool* still
-                counts the other accounts of each proxy.
+            on: Update only the accounts that, according to the journal, have or may have one of these
+                proxies: ``HOST``, ``HOST:PORT``, ``USER@HOST``, or a network such as ``10.1.1.0/24``. They
+                are a separate run, which is resumed if it is unfinished. The accounts that are left out still
+                count towards the *pool*'s ``accounts_per_proxy``.
             accept_new_key: Whether the journal may belong to another API key. Set it once if the key was
                 replaced by a new one of the same workspace.
             key_lifetime: Seconds for which the API is assumed to remember an idempotency key. If the outcome
@@ -312,8 +313,8 @@ class PostPressSession:
             ValueError: An argument is invalid; a change in a collection is invalid; the fleet requires a
                 pool; or no account would use the *pool* (checked for a fleet, a frame, or any collection).
             JournalError: When the rotation is entered: the journal is in use, belongs to another input or API
-                key, or cannot be written; or it has no account *on* the proxies, or an unfinished run of
-                other accounts.
+                key, or cannot be written; no account matches *on*; or a run of other accounts is
+                unfinished.
         """
         # Imported here, because programs that update single accounts do not need it.
         from postpress_async.rotation._input import check_count, make_rotation
