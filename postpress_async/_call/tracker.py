@@ -15,8 +15,8 @@ class WaitGroup(TimeoutGroup):
     The waits of a group of calls. After `end`, no call of the group waits or starts an attempt.
 
     With *waits_out_outages*, the time for which a call waits for the service does not count against its
-    deadline. *ends_at* is the time, by the loop's clock, at which the owner will end the group; no attempt
-    lasts longer.
+    deadline. *ends_at* is the time, by the loop's clock, at which the owner will end the group. No attempt
+    runs past it.
     """
 
     def __init__(self, *, waits_out_outages: bool = False, ends_at: float = math.inf) -> None:
@@ -42,7 +42,7 @@ class WaitGroup(TimeoutGroup):
 
 class CallTracker(WaitGroup):
     """
-    Counts the open calls of a session, and ends their waits when the session is closed.
+    Counts the open calls of a session. The waits of its rotations are children of this group.
 
     Each call runs inside ``with tracker``. *clock* is the event loop's clock in seconds; it is set when the
     first call starts.
@@ -85,6 +85,7 @@ class CallTracker(WaitGroup):
     async def close(self, timeout: float) -> None:
         """Accept no new call, and wait up to *timeout* seconds until the open ones have ended."""
         self.closing = True
-        if self._calls and self._loop is (loop := asyncio.get_running_loop()):
+        loop = asyncio.get_running_loop()
+        if self._calls and loop is self._loop:
             self._idle = self._idle or loop.create_future()
             await asyncio.wait([self._idle], timeout=timeout)

@@ -34,7 +34,7 @@ def success(account_id: str) -> Response:
 
 
 @define(eq=False)
-class Errors:
+class ErrorResponses:
     """Creates error responses, whose ``instance`` counts up from ``req_000000000001``."""
 
     _envelope: Envelope

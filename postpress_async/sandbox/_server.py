@@ -19,7 +19,7 @@ from postpress_async.sandbox._faults import HANG, Fault, Faults, handles_normall
 from postpress_async.sandbox._limits import ConcurrencyLimit, IdempotencyStore, TokenBucket
 from postpress_async.sandbox._listener import Listener
 from postpress_async.sandbox._record import Record, Recorder
-from postpress_async.sandbox._responses import Envelope, Errors, Response, deliver, success
+from postpress_async.sandbox._responses import Envelope, ErrorResponses, Response, deliver, success
 from postpress_async.sandbox._rules import (
     MAX_BODY_SIZE,
     Json,
@@ -102,7 +102,7 @@ class Server:
         self._retry_after = retry_after
         self._executions = ConcurrencyLimit(capacity, queue)
         self._dead_proxies = dead_proxies
-        self._errors = Errors(envelope)
+        self._errors = ErrorResponses(envelope)
         self._idempotency = IdempotencyStore(stored, stores_errors=stores_errors)
         self._keep_alive = keep_alive
         self._clock = clock
