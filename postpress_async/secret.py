@@ -18,7 +18,7 @@ class Secret:
     __slots__ = ("__text",)
 
     def __init__(self, text: "str | Secret") -> None:
-        """Raise `TypeError` if *text* is neither a string nor a secret; the message does not show the value."""
+        """Raise `TypeError`, without the value, if *text* is neither a string nor a secret."""
         if isinstance(text, Secret):
             text = text.reveal()
         if not isinstance(text, str):

@@ -85,7 +85,6 @@ class CallTracker(WaitGroup):
     async def close(self, timeout: float) -> None:
         """Accept no new call, and wait up to *timeout* seconds until the open ones have ended."""
         self.closing = True
-        loop = asyncio.get_running_loop()
-        if self._calls and loop is self._loop:
+        if self._calls and self._loop is (loop := asyncio.get_running_loop()):
             self._idle = self._idle or loop.create_future()
             await asyncio.wait([self._idle], timeout=timeout)
