@@ -18,10 +18,10 @@ from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
 from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._outcome import (
     MANAGED,
+    NO_PROXY_LEFT,
     Outcome,
     State,
     failed_outcome,
-    outcome_without_proxy,
     patched_outcome,
 )
 from postpress_async.rotation._pool import PooledProxy, assignment_of
@@ -132,7 +132,12 @@ class AccountTask:
                 await keys.renew()
             patched = await (self._try_proxies() if change is None else self._call(change))
             if patched is None:
-                return outcome_without_proxy(*self._row_id, in_doubt=self.was_in_doubt)
+                state, applied = State.SKIPPED, Applied.NO
+                if self.was_in_doubt:
+                    state, applied = State.UNKNOWN, Applied.UNKNOWN
+                return Outcome(
+                    *self._row_id, state, error_type=NO_PROXY_LEFT, scope=Scope.PROXY, applied=applied
+                )
             return patched_outcome(*self._row_id, self.attempts, self._elapsed(), self._assignment())
         except PostPressError as error:
             return self._failed(error)
@@ -213,7 +218,6 @@ class AccountTask:
         return max(0.0, asyncio.get_running_loop().time() - self._first_attempt_at)
 
     def _assignment(self) -> str:
-        """What the account was given: the label of a proxy, or a managed proxy."""
         if self.proxy is not None:
             return self.proxy.label
         return MANAGED if self._row.change is None else assignment_of(self._row.change)

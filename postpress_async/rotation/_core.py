@@ -14,12 +14,7 @@ from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPre
 from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import (
-    Outcome,
-    RotationSummary,
-    State,
-    count_outcome,
-)
+from postpress_async.rotation._outcome import Outcome, RotationSummary, State, count_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine, unix_clock
@@ -202,8 +197,8 @@ class RotationCore:
         # A refused key replaces an earlier reason for the end of the run; an unreachable host does not.
         if reason is not None and (self._monitor.key_refused or not ended_early):
             self._halt_for(reason)
-        if (key_error := self._monitor.key_error) is not None:
-            self._reopen(key_error)
+        if (refusal_type := self._monitor.key.refusal_type) is not None:
+            self._reopen(refusal_type)
         if self.journal is not None and self.summary.halted is not None:
             self.journal.record_halt(self.summary.halted)
 

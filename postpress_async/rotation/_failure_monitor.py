@@ -52,6 +52,7 @@ class FailureMonitor:
         connected: Whether an earlier run connected to the host.
 
     Attributes:
+        key: Detects that the API refuses the API key.
         tried: Number of accounts that were patched, or whose call ended in an error.
         key_refused: Whether the reason to halt is the API key.
     """
@@ -61,7 +62,7 @@ class FailureMonitor:
         self.connected: bool = connected
         self._failed_connects = 0
         self._last_connect_error: PostPressError | None = None
-        self._key: Final = ApiKeyMonitor(key_works)
+        self.key: Final = ApiKeyMonitor(key_works)
         # For each of the latest accounts, the scope of its error; None if it was patched.
         self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)
         # For each scope, the failed accounts of this run by error type. The key None counts all scopes.
@@ -78,7 +79,7 @@ class FailureMonitor:
         """Count *outcome*. Return the reason to halt, as a sentence; None to continue."""
         if outcome.status is not None:
             self.connected = True
-        if (reason := self._key.observe(outcome)) is not None:
+        if (reason := self.key.observe(outcome)) is not None:
             self.key_refused = True
             return reason
         if outcome.is_refused:
@@ -94,13 +95,10 @@ class FailureMonitor:
         if scope is not None:
             for key in (scope, None):
                 self._errors[key][outcome.error_type or ""] += 1
-        # Only a failure can reach a threshold. The canary, however, is judged after its last account.
-        return self._reason() if failed or self.tried == self._halt.canary else None
-
-    @property
-    def key_error(self) -> str | None:
-        """The type of the 401 that all accounts got; None if they did not, or if the error has scope KEY."""
-        return self._key.refusal_type
+        # The canary is judged after its last account.
+        if self.tried == self._halt.canary and (reason := self._canary_reason()) is not None:
+            return reason
+        return self._threshold_reason() if failed else None  # only a failure can reach a threshold
 
     def attempt_failed(self, error: PostPressError) -> str | None:
         """Count a failed attempt. Return the reason to halt, as a sentence; None to continue."""
@@ -114,16 +112,14 @@ class FailureMonitor:
             return None
         self._failed_connects += 1
         self._last_connect_error = error
-        if (
-            self._failed_connects >= MAX_FAILED_CONNECTS
-            or len(error.attempts) >= MAX_FAILED_CONNECTS_OF_ACCOUNT
-        ):
+        too_many = self._failed_connects >= MAX_FAILED_CONNECTS
+        if too_many or len(error.attempts) >= MAX_FAILED_CONNECTS_OF_ACCOUNT:
             return self._unreachable()
         return None
 
     def at_end(self) -> str | None:
         """Return why the run counts as halted although all accounts were tried; None if it does not."""
-        if (reason := self._key.at_end()) is not None:
+        if (reason := self.key.at_end()) is not None:
             self.key_refused = True
             return reason
         return None if self.connected else self._unreachable()
@@ -134,10 +130,6 @@ class FailureMonitor:
         attempts = "1 attempt" if self._failed_connects == 1 else f"{self._failed_connects} attempts"
         fact = f"{self._last_connect_error.args[0]} ({attempts}, none successful)"
         return f"{fact}: check the base URL and the network"
-
-    def _reason(self) -> str | None:
-        canary_reason = self._canary_reason() if self.tried == self._halt.canary else None
-        return canary_reason or self._threshold_reason()
 
     def _canary_reason(self) -> str | None:
         canary = self._halt.canary
@@ -218,11 +210,8 @@ class ApiKeyMonitor:
             return None  # it may come from a gateway that does not check the key
         if not self._refused:
             self._type = outcome.error_type
-        if (
-            outcome.status != 401
-            or outcome.error_type in TYPES_THAT_PROVE_KEY
-            or outcome.error_type != self._type
-        ):
+        may_be_about_key = outcome.status == 401 and outcome.error_type not in TYPES_THAT_PROVE_KEY
+        if not may_be_about_key or outcome.error_type != self._type:
             self._works = True  # patched, or the error is not about the API key
             return None
         self._refused += 1

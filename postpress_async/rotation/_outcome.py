@@ -161,25 +161,6 @@ def failed_outcome(
     )
 
 
-def outcome_without_proxy(
-    ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
-) -> Outcome:
-    """
-    The outcome if the pool had no proxy left.
-
-    *in_doubt* says whether an earlier run may have sent the account.
-    """
-    return Outcome(
-        ordinal,
-        line,
-        account_id,
-        State.UNKNOWN if in_doubt else State.SKIPPED,
-        error_type=NO_PROXY_LEFT,
-        scope=Scope.PROXY,
-        applied=Applied.UNKNOWN if in_doubt else Applied.NO,
-    )
-
-
 @define
 class RotationSummary:
     """

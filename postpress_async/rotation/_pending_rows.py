@@ -3,9 +3,9 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
-from attrs import define, evolve
+from attrs import define
 
 from postpress_async.errors import Applied, JournalError, NotSentError, Scope
 from postpress_async.models import ManagedProxy
@@ -13,6 +13,7 @@ from postpress_async.rotation._outcome import KEY_EXPIRED, Outcome, State
 from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._row_hashes import OrdinalLookup
 
 InputRows: TypeAlias = (
     Iterator[Row | Refusal] | AsyncIterator[Row | Refusal] | Callable[[bytes], Iterator[Row | Refusal]]
@@ -22,20 +23,17 @@ The rows of the input. It may also be a function like `FleetReader.rows`, which 
 ordinal has a nonzero byte in its argument.
 """
 
-T = TypeVar("T")
-
 
 @define
 class PendingRow:
     """A row to process."""
 
     row: Row | Refusal
-    maybe_sent: bool = False  # whether this or an earlier run may have sent it
     recorded: bool = False  # whether the journal has an outcome that stays true until the row is sent again
     generation: int = 0  # number of idempotency keys that it has used up
     leave_in_doubt: bool = False  # whether it is not sent because the operator must settle the doubt
     key: str | None = None  # prefix of its keys, if the input was edited while the row was in doubt
-    in_doubt_since: float | None = None  # Unix time at which an earlier run may have sent it
+    in_doubt_since: float | None = None  # Unix time at which an earlier run may have sent it; None if none
     key_expired: bool = False  # whether the API may have forgotten the key of that earlier request
 
     @property
@@ -44,17 +42,18 @@ class PendingRow:
 
     def unsent_outcome(self) -> Outcome:
         """The row's outcome if the run ends before the row is sent."""
-        row, state, applied, assignment = self.row, State.SKIPPED, Applied.NO, None
-        if self.maybe_sent:
-            state, applied = State.UNKNOWN, Applied.UNKNOWN
-            if isinstance(row, Row) and row.change is not None:
-                assignment = assignment_of(row.change)
-        account_id = row.account_id or ""
-        outcome = Outcome(row.ordinal, row.line, account_id, state, applied=applied, assignment=assignment)
+        row = self.row
+        row_id = row.ordinal, row.line, row.account_id or ""
         if self.in_doubt_since is None:
-            return outcome
-        error_type = KEY_EXPIRED if self.key_expired else None
-        return evolve(outcome, error_type=error_type, settled_at=self.in_doubt_since)
+            return Outcome(*row_id, State.SKIPPED, applied=Applied.NO)
+        return Outcome(
+            *row_id,
+            State.UNKNOWN,
+            applied=Applied.UNKNOWN,
+            error_type=KEY_EXPIRED if self.key_expired else None,
+            assignment=assignment_of(row.change) if isinstance(row, Row) and row.change is not None else None,
+            settled_at=self.in_doubt_since,
+        )
 
 
 def refused_outcome(row: Refusal) -> Outcome:
@@ -99,8 +98,8 @@ class PendingRows:
         self._rows: Final = source if isinstance(source, Iterator) else None
         self._async_rows: Final = None if isinstance(source, Iterator) else source
         entries = () if journal is None else journal.entries(skip_done=skips_done)
-        self._entries: Final = _OrdinalLookup(entries)
-        self._generations: Final = _OrdinalLookup(() if journal is None else journal.generations())
+        self._entries: Final = OrdinalLookup(entries)
+        self._generations: Final = OrdinalLookup(() if journal is None else journal.generations())
 
     async def next(self) -> PendingRow | None:
         """
@@ -147,7 +146,6 @@ class PendingRows:
         expired = is_managed and since is not None and since < journal.keys_expired_before
         return PendingRow(
             row,
-            since is not None,
             recorded=recorded,
             generation=generation,
             leave_in_doubt=expired or (since is not None and journal.leaves_unknown),
@@ -155,16 +153,3 @@ class PendingRows:
             in_doubt_since=since,
             key_expired=expired,
         )
-
-
-class _OrdinalLookup(Generic[T]):
-    """Looks up values in a stream sorted by ordinal. Each call of `get` must pass a higher ordinal."""
-
-    def __init__(self, values: Iterable[tuple[int, T]]) -> None:
-        self._values = iter(values)
-        self._next = next(self._values, None)
-
-    def get(self, ordinal: int) -> T | None:
-        while self._next is not None and self._next[0] < ordinal:
-            self._next = next(self._values, None)
-        return None if self._next is None or self._next[0] != ordinal else self._next[1]

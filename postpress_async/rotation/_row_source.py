@@ -147,7 +147,7 @@ async def draw_canary(
         canary.append(pending)
     if journal is not None:
         await journal.watermark.allow(
-            [(pending.row, pending.maybe_sent) for pending in canary if pending.is_sendable]
+            [(pending.row, pending.in_doubt_since is not None) for pending in canary if pending.is_sendable]
         )
     return others, canary
 

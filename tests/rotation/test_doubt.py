@@ -202,7 +202,7 @@ async def test_unknown_outcome_of_this_run_is_not_failed_after_a_killed_run() ->
         on_attempt_failed=bool,
         on_cancelled=bool,
     )
-    keys = RowKeys.of("run", PendingRow(row, maybe_sent=True), None)
+    keys = RowKeys.of("run", PendingRow(row, in_doubt_since=0.0), None)
 
     outcome = await AccountTask(context, row, keys).run()
 
