@@ -74,7 +74,7 @@ def write(folder: Path, accounts: int, runs: int) -> None:
         file.writelines(f"{account_id(number)},US\n" for number in range(accounts))
     with Fleet.open(fleet) as opened:
         opened.survey()
-        journal = Journal.open(path, digest=reader_of(opened).digest, rows=reader_of(opened), total=accounts)
+        journal = Journal(path, digest=reader_of(opened).digest, rows=reader_of(opened), total=accounts)
     journal._writer.close()  # close the files without ending the run, as if it had been killed
     journal._reader.close()
     journal._lock.close()

@@ -177,7 +177,7 @@ def test_record_an_outcome_in_the_journal(benchmark: Any, tmp_path: Path) -> Non
     ordinals = itertools.count()
 
     async def measure() -> int:
-        journal = Journal.open(tmp_path / "run.sqlite3")
+        journal = Journal(tmp_path / "run.sqlite3")
         try:
 
             def once() -> None:

@@ -40,7 +40,6 @@ class Update(Protocol):
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: "AccountTask", /
     ) -> AccountPatched:
         """Update one account, or raise `PostPressError`."""
-        ...
 
 
 @frozen(kw_only=True)

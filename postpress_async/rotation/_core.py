@@ -124,7 +124,6 @@ class RotationCore:
             self.observer(events.AccountSettled(*_event_fields(outcome)))
 
     async def skip_unread_rows(self) -> None:
-        """Record an outcome for each row that was not read."""
         count = 0
         while (pending := await self.row_source.read()) is not None:
             count += 1

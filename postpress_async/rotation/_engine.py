@@ -34,11 +34,8 @@ from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._row_hashes import RowHashes
 
-EXECUTOR_QUEUE_SIZE: Final = 2_000
-"""Size of the queue of outcomes with an `Executor`, whose outcomes arrive in large groups."""
-
-BACKING_OFF_PER_IN_FLIGHT: Final = 10
-"""How many accounts may be in backoff for each that may be in flight; limits memory during an outage."""
+EXECUTOR_QUEUE_SIZE: Final = 2_000  # outcomes in the queue: those of an `Executor` arrive in large groups
+BACKING_OFF_PER_IN_FLIGHT: Final = 10  # accounts in backoff for each in flight; limits memory in an outage
 
 
 @frozen
@@ -66,16 +63,13 @@ class Executor(Protocol):
     @property
     def update(self) -> Update:
         """The function that updates an account."""
-        ...
 
     @property
     def waits(self) -> WaitGroup:
         """The group in which the calls wait. When it ends, the other processes start no further attempt."""
-        ...
 
     async def start(self, engine: Engine, /) -> None:
         """Called before the first call."""
-        ...
 
     async def whole_error(self, error: PostPressError, /) -> PostPressError:
         """
@@ -83,11 +77,9 @@ class Executor(Protocol):
 
         An outcome is recorded at once with *error*, and later handed to the caller with the complete error.
         """
-        ...
 
     async def aclose(self) -> None:
         """Called after the last call."""
-        ...
 
 
 class Rotation:
@@ -264,7 +256,6 @@ class Rotation:
                 await self._core.journal.aclose()
 
     async def _open(self) -> None:
-        """Open the journal, if any, and the input."""
         self._run = secrets.token_hex(12)  # not in __init__, so that forked processes do not share it
         self._core.open_pools()
         source, journal = self._input, None
@@ -324,7 +315,6 @@ class Rotation:
             await self._row_hashes.on_disk()
 
     def _end_outcomes(self) -> None:
-        """End the iteration if no outcome can follow."""
         if not self._workers and not self._publishing:
             self._core.outcomes.end()
 
@@ -343,7 +333,6 @@ class Rotation:
     # --- Outcomes ---
 
     async def _complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
-        """Record *outcome* unless it is *recorded*, halt if necessary, and hand it to the caller."""
         self._core.complete(outcome, recorded=recorded)
         await self._core.wait_for_journal()
         if outcome.error is None or self._executor is None:

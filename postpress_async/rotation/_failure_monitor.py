@@ -6,6 +6,7 @@ from typing import Final
 
 from attrs import define
 
+from postpress_async._fields import counted
 from postpress_async.errors import (
     BY_TYPE,
     Applied,
@@ -20,20 +21,14 @@ from postpress_async.errors import (
 from postpress_async.rotation._halt import NEVER, Halt, Threshold
 from postpress_async.rotation._outcome import Outcome, State
 
-WINDOW: Final = 200
-"""A percentage threshold counts the failures among this many of the latest accounts."""
-
+WINDOW: Final = 200  # a percentage threshold counts the failures among this many of the latest accounts
+# The API key counts as refused if this many accounts get the same 401 before any other response.
 FIRST_RESPONSES: Final = 20
-"""The API key counts as refused if this many accounts get the same 401 before any other response."""
-
+# Failed connection attempts, with no successful one, after which the host counts as unreachable.
 MAX_FAILED_CONNECTS: Final = 20
-"""Failed connection attempts, with no successful one, after which the host counts as unreachable."""
-
+# The same for the attempts of one account. If few accounts are in flight, 20 attempts may take minutes. With
+# the default backoff, 5 attempts take at most 7.5 s.
 MAX_FAILED_CONNECTS_OF_ACCOUNT: Final = 5
-"""
-The same for the attempts of one account. If few accounts are in flight, 20 attempts may take minutes. With
-the default backoff, 5 attempts take at most 7.5 s.
-"""
 
 TYPES_THAT_PROVE_KEY: Final = {
     type_
@@ -127,7 +122,7 @@ class FailureMonitor:
     def _unreachable(self) -> str | None:
         if self._last_connect_error is None:
             return None
-        attempts = "1 attempt" if self._failed_connects == 1 else f"{self._failed_connects} attempts"
+        attempts = counted(self._failed_connects, "attempt")
         fact = f"{self._last_connect_error.args[0]} ({attempts}, none successful)"
         return f"{fact}: check the base URL and the network"
 
@@ -223,7 +218,6 @@ class ApiKeyMonitor:
         )
 
     def at_end(self) -> str | None:
-        """Return why the key seems refused at the end of the run, as a sentence; None if it does not."""
         if self._works or not self._refused or self._refused != self._responses:
             return None
         self.refusal_type = self._type

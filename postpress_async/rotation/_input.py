@@ -186,7 +186,7 @@ class RotationInput:
                 total = sum(1 for _ in reread())
             if selection is not None and total == 0:
                 raise JournalError(f"nothing was sent: the input has none of the {selection.text} in {path}")
-            journal = Journal.open(
+            journal = Journal(
                 path,
                 total=total,
                 digest=digest,
@@ -284,7 +284,6 @@ def _check_journal_options(options: JournalOptions) -> None:
 
 
 def _check_pooled(fleet: FleetReader, needs: PoolNeeds) -> None:
-    """Raise `ValueError` if *fleet* was opened for another pool or none, or if no row would use the pool."""
     if fleet.needs is None:
         raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
     if fleet.needs.columns != needs.columns:
@@ -326,6 +325,5 @@ def _survey(fleet: FleetReader, path: str | os.PathLike[str]) -> None:
 
 
 def check_count(name: str, number: int | None) -> None:
-    """Raise `ValueError` unless *number* is None or a whole number from 1."""
     if number is not None and (type(number) is not int or number < 1):
         raise ValueError(f"{name} must be a whole number from 1, got {number!r}")

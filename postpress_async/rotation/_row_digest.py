@@ -15,16 +15,13 @@ class KnownInput(Protocol):
     @property
     def counted(self) -> int | None:
         """Number of rows; None if not known."""
-        ...
 
     @property
     def rows_digest(self) -> bytes:
         """The `RowsDigest` of all rows."""
-        ...
 
     def rows(self) -> Iterable[Row | Refusal]:
         """Return all rows, from the first."""
-        ...
 
 
 def text_of(row: Row | Refusal) -> bytes:

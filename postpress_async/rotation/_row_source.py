@@ -97,7 +97,6 @@ class RowSource:
         self._changed.set()
 
     def open(self) -> None:
-        """Let all workers take rows, because the canary has passed or there are no more rows."""
         self.is_open = True
         self._changed.set()
 

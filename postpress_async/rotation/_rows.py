@@ -110,7 +110,6 @@ def rows_of(changes: Iterable[Change], *, pooled: Pooled = False) -> Iterator[Ro
 
 
 async def arows_of(changes: AsyncIterable[Change], *, pooled: Pooled = False) -> AsyncIterator[Row | Refusal]:
-    """The asynchronous form of `rows_of`."""
     needs, ordinals = PoolNeeds.of(pooled), count()
     async for pair in changes:
         yield _row_of(next(ordinals), pair, needs)
@@ -163,7 +162,6 @@ def pairs_of(changes: object) -> Any:
 
 
 def check_pool_is_used(rows: Iterable[Row | Refusal]) -> None:
-    """Raise `ValueError` if none of *rows* needs a proxy from the pool."""
     if not uses_pool(rows):
         raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
 

@@ -224,7 +224,7 @@ async def test_used_key_is_not_sent_again_after_a_killed_run_that_did_not_reach_
                     await asyncio.sleep(0)
                 rotation.stop()
         assert recorded_by_account(journal) == {"acc_1": ("skipped", "no")}
-        running = Journal.open(journal)
+        running = Journal(journal)
         copy = crash_copy(journal)
         await running.aclose()
         async with sandbox.session(retry=ONCE) as session:

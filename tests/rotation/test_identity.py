@@ -477,7 +477,7 @@ async def test_mapping_must_have_the_rows_of_the_file_that_started_the_journal(f
 async def test_stored_row_hashes_match_their_ordinals_despite_a_gap(tmp_path) -> None:
     """Hashes are stored in blocks of consecutive ordinals."""
     rows = list(rows_of(changes_to(US, 100).items()))
-    journal = Journal.open(tmp_path / "j", by_row=True)
+    journal = Journal(tmp_path / "j", by_row=True)
     first = journal.row_hashes()
     for row in (*rows[:10], *rows[11:20]):
         first.check(row)

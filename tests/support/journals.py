@@ -97,7 +97,7 @@ from postpress_async.rotation.journal import Journal
 from postpress_async.rotation._outcome import patched_outcome
 
 async def main():
-    journal = Journal.open(sys.argv[1])
+    journal = Journal(sys.argv[1])
     for ordinal in range(20):
         journal.record(patched_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
     await journal.record_generation(0, 1)

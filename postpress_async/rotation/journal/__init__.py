@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
@@ -95,13 +95,32 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The journal (a checkpoint file) of a rotation; made by `open`, closed by `aclose`."""
+    """The journal (a checkpoint file) of a rotation; close it with `aclose`."""
 
     def __init__(
-        self, path: Path, request: RunRequest, *, in_flight: int | None, key_lifetime: float
+        self,
+        path: str | os.PathLike[str],
+        *,
+        in_flight: int | None = None,
+        key_lifetime: float = KEY_LIFETIME,
+        **options: Any,
     ) -> None:
-        """Use `open`."""
+        """
+        Open the journal at *path*, or create it, for one run.
+
+        Args:
+            path: Path of the file.
+            in_flight: Number of accounts in flight at once, which sizes the commits; None if not known.
+            key_lifetime: Seconds for which the API remembers an idempotency key.
+            options: Attributes of the `RunRequest`.
+
+        Raises:
+            JournalNotWritableError: The file cannot be written, or another run has it open.
+            JournalError: The file is not a journal, has another input, target or API key, or lacks its -wal.
+        """
+        path = Path(path)
         self.path: Final = path
+        request = RunRequest(**options)
         # Whether accounts in doubt are only reported, not sent again.
         self.leaves_unknown: Final = request.on_unknown == "report"
         # The API may have forgotten an idempotency key that was used before this Unix time.
@@ -153,30 +172,6 @@ class Journal:
         self._of_input: Final = of_input(run)
         self._began: Final = float(run.get("began") or 0)
 
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        in_flight: int | None = None,
-        key_lifetime: float = KEY_LIFETIME,
-        **request: Any,
-    ) -> Self:
-        """
-        Open the journal at *path*, or create it, for one run.
-
-        Args:
-            path: Path of the file.
-            in_flight: Number of accounts in flight at once, which sizes the commits; None if not known.
-            key_lifetime: Seconds for which the API remembers an idempotency key.
-            request: Attributes of the `RunRequest`.
-
-        Raises:
-            JournalNotWritableError: The file cannot be written, or another run has it open.
-            JournalError: The file is not a journal, has another input, target or API key, or lacks its -wal.
-        """
-        return cls(Path(path), RunRequest(**request), in_flight=in_flight, key_lifetime=key_lifetime)
-
     def done_counts(self) -> Counter[State]:
         """Number of accounts in the input that this run does not send, by state."""
         rows = f"{BEFORE_THE_RUN} WHERE {self._done_condition} AND {self._of_input}"
@@ -219,7 +214,6 @@ class Journal:
             yield ordinal, (generation, key)
 
     def row_hashes(self) -> RowHashes:
-        """Return an object that compares rows, in the order of the input, with those of earlier runs."""
         [(key,)] = self._reader.ask("SELECT value FROM run WHERE name = 'key'")
         sql = f"SELECT * FROM changes WHERE first > ? ORDER BY first LIMIT {_BLOCKS}"
         return RowHashes(self.path, self._writer, key, self._reader.in_chunks(sql))
@@ -278,12 +272,10 @@ class Journal:
         self.record_total(total)
 
     def record_total(self, total: int | None) -> None:
-        """Record the number of accounts; None if it is not known."""
         if total is not None:
             self._writer.put(_TOTAL, (total,))
 
     def record_halt(self, reason: str) -> None:
-        """Record why the run stopped by itself."""
         self._writer.put(set_fact("halted"), (reason,))
 
     def record_interruption(self) -> None:

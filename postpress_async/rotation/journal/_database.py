@@ -58,7 +58,6 @@ _NOT_WRITABLE: Final = {
 
 
 def damage_error(path: Path, error: Exception) -> JournalError:
-    """Return the exception for an *error* of `DAMAGE`: the file cannot be written, or it is damaged."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE:  # the low byte is the primary code
         return JournalNotWritableError(
             f"{path} cannot be written ({error}): fix that, then run the same command again"
@@ -136,7 +135,6 @@ def add_views(connection: sqlite3.Connection, run: int | None = None) -> None:
 
 
 def insert_run(connection: sqlite3.Connection) -> None:
-    """Insert a run that has sent nothing, with a new token."""
     token = secrets.token_hex(12)
     connection.execute("INSERT INTO runs (token, state) VALUES (?, 'running')", (token,))
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
@@ -154,7 +152,6 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
 
 @cache  # the writer compares statements by identity
 def set_fact(column: str) -> str:
-    """Return the SQL statement that sets a column of the latest run."""
     return f"UPDATE runs SET {column} = ? WHERE id = {CURRENT_RUN}"
 
 
@@ -226,7 +223,6 @@ def refuse_lost_log(path: Path) -> None:
 
 
 def lost_log(path: Path) -> JournalError:
-    """Return the error for a journal without the -wal that it needs."""
     return JournalError(
         f"{path} is incomplete: {path.name}-wal is missing, or is not its own. It has the latest outcomes of "
         "a run that was killed. Put it back beside the journal. If it is lost for good, create an empty file "

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from postpress_async._fields import counted
 from postpress_async.rotation._outcome import MANAGED
 from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._row_digest import KnownInput, RowsDigest
@@ -119,7 +120,7 @@ def compare(
         count, end = recorded + 1, first.ordinal + 1
         for row in unread:
             count, end = count + 1, row.ordinal + 1
-        return Edit(number_of(count - recorded, "row", "more"), count, end, first.ordinal)
+        return Edit(f"{counted(count - recorded, 'row')} more", count, end, first.ordinal)
     count = end = 0
 
     def positions() -> Iterator[tuple[str, int, int | None, str | None]]:
@@ -176,9 +177,9 @@ def _facts(connection: sqlite3.Connection, more: int) -> str:
         account = f"another account: {present[0]} instead of" if present else "not"
         facts.append(f"row {ordinal + 1} is {account} {account_id}")
     if removed:
-        facts.append(number_of(removed, "account", "removed"))
+        facts.append(f"{counted(removed, 'account')} removed")
     if more + removed:
-        facts.append(number_of(more + removed, "row", "more"))
+        facts.append(f"{counted(more + removed, 'row')} more")
     return "; ".join(facts or ["a row has another change, or another account that no run has reached"])
 
 
@@ -200,8 +201,3 @@ def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | N
             "use its old row again to resume the run"
         )
     return None
-
-
-def number_of(count: int, noun: str, what: str) -> str:
-    """Return, for example, ``1 row more`` or ``3 rows more``."""
-    return f"{count:,} {noun if count == 1 else noun + 's'} {what}"

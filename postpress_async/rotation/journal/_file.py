@@ -136,7 +136,6 @@ def lock(path: Path, file: JournalFile) -> None:
 
 
 def refuse_shared(path: Path, file: JournalFile, *, in_use: bool) -> None:
-    """Raise an error if another run has the journal open, or if the file has several hard links."""
     if in_use:
         raise JournalNotWritableError(
             f"{path} is in use by another run: wait for it, or name another journal"

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from postpress_async._fields import counted
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._database import read_run
-from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare, number_of
+from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare
 from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnknown, done_condition
 from postpress_async.secret import Secret
 
@@ -117,7 +118,7 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
     difference = None if edit is None else edit.facts
     if request.by_row and request.total is not None and recorded is not None and request.total > recorded:
-        difference = number_of(request.total - recorded, "row", "more")
+        difference = f"{counted(request.total - recorded, 'row')} more"
     is_done = remaining == 0 and difference is None
     if request.digest is not None and ("input" not in run or edit is not None):
         facts["input"] = _stretch(request.digest, salt)

@@ -44,7 +44,7 @@ class Progress:
 
 
 def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress:
-    """Read the `Progress` of a run; raise the errors of `Journal.open` that can be found without writing."""
+    """Read the `Progress` of a run; raise the errors of `Journal` that can be found without writing."""
     path = Path(path)
     with ExitStack() as stack:
         file = open_file(path, create=False)

@@ -66,7 +66,7 @@ def rotation(
         total=FLEET,
         limit=limit,
         halt=Halt(failures="never"),
-        journal=lambda: Journal.open(path, on_failed=on_failed, on_unknown=on_unknown, every=every),
+        journal=lambda: Journal(path, on_failed=on_failed, on_unknown=on_unknown, every=every),
     )
 
 
@@ -159,7 +159,7 @@ async def test_failed_account_that_a_killed_run_sent_again_is_unknown(path: Path
 
 async def test_invalid_row_is_never_in_doubt(path: Path) -> None:
     write(path, [refused(0), *(outcome(n, State.SKIPPED) for n in range(1, FLEET))], total=FLEET)
-    journal = Journal.open(path)
+    journal = Journal(path)
     copy = crash_copy(path)
     await journal.aclose()
 
@@ -223,7 +223,7 @@ async def test_skipped_accounts_below_the_watermark_of_an_earlier_version_are_in
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DROP TABLE IF EXISTS covered")
 
-    journal = Journal.open(path)
+    journal = Journal(path)
     entries = [state for _, (_, state, *_) in journal.entries()]
     await journal.aclose()
 
@@ -235,7 +235,7 @@ async def test_account_that_was_sent_with_an_unknown_outcome_stays_unknown_when_
 ) -> None:
     """Accounts that are unknown only because the run could have sent them become skipped again."""
     write(path, [outcome(n, State.SKIPPED) for n in range(3)], total=3)
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(outcome(1, State.UNKNOWN))
     await journal.aclose()
 
