@@ -180,11 +180,7 @@ class RotationCore:
         self.end_sending()
 
     def record_end(self, *, failed: bool) -> None:
-        """
-        Record in the journal how the run ended, and halt for a reason that only the whole run shows.
-
-        *failed* says whether the run ended with an exception.
-        """
+        """Record how the run ended (*failed*: with an exception). Only the whole run shows some reasons."""
         if self.error is None:
             self._record_halt(ended_early=failed or self.summary.stopped or self.summary.halted is not None)
         is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None

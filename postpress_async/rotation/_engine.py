@@ -40,21 +40,14 @@ BACKING_OFF_PER_IN_FLIGHT: Final = 10  # accounts in backoff for each in flight;
 
 @frozen
 class Engine:
-    """
-    The functions and settings of a rotation that its `Executor` uses.
+    """The functions and settings of a rotation that its `Executor` uses."""
 
-    Attributes:
-        resize: Changes the number of accounts that may be in flight.
-        rows_on_disk: Returns once the row hashes are on disk. The executor must await it before it sends
-            accounts, so that a later run recognizes their rows.
-        abort: Sends nothing more, and makes the rotation raise the given error.
-        leaves_doubts: Whether an account that may have been sent must not be sent again.
-    """
-
-    resize: Callable[[int], None]
+    resize: Callable[[int], None]  # changes the number of accounts that may be in flight
+    # Returns once the row hashes are on disk. The executor must await it before it sends accounts, so that a
+    # later run recognizes their rows.
     rows_on_disk: Callable[[], Awaitable[None]]
-    abort: Callable[[Exception], None]
-    leaves_doubts: bool
+    abort: Callable[[Exception], None]  # sends nothing more, and makes the rotation raise the given error
+    leaves_doubts: bool  # whether an account that may have been sent must not be sent again
 
 
 class Executor(Protocol):

@@ -59,12 +59,8 @@ def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
         table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
         table.writerow(COLUMNS)
         for outcome in outcomes:
-            table.writerow(
-                [
-                    _without_formulas(cell) if isinstance(cell, str) else cell
-                    for cell in _cells(outcome).values()
-                ]
-            )
+            cells = _cells(outcome).values()
+            table.writerow([_without_formulas(cell) if isinstance(cell, str) else cell for cell in cells])
     finally:
         text.detach()  # keep the caller's file open
 

@@ -45,11 +45,6 @@ class FailureMonitor:
     Args:
         key_works: Whether the API accepted the API key in an earlier run.
         connected: Whether an earlier run connected to the host.
-
-    Attributes:
-        key: Detects that the API refuses the API key.
-        tried: Number of accounts that were patched, or whose call ended in an error.
-        key_refused: Whether the reason to halt is the API key.
     """
 
     def __init__(self, halt: Halt, *, key_works: bool = False, connected: bool = False) -> None:
@@ -62,8 +57,8 @@ class FailureMonitor:
         self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)
         # For each scope, the failed accounts of this run by error type. The key None counts all scopes.
         self._errors: Final = defaultdict[Scope | None, Counter[str]](Counter)
-        self.tried: int = 0
-        self.key_refused: bool = False
+        self.tried: int = 0  # accounts that were patched, or whose call ended in an error
+        self.key_refused: bool = False  # whether the reason to halt is the API key
 
     @property
     def canary_passed(self) -> bool:
@@ -134,9 +129,8 @@ class FailureMonitor:
                 threshold = max(1, ceil(canary / 2))
             errors = self._errors[scope]
             if errors.total() >= min(_failures_at(threshold, canary), canary):
-                return (
-                    f"{errors.total()} of the canary's {canary} accounts failed{_main_cause(errors, scope)}"
-                )
+                cause = _main_cause(errors, scope)
+                return f"{errors.total()} of the canary's {canary} accounts failed{cause}"
         return None
 
     def _threshold_reason(self) -> str | None:
@@ -182,17 +176,13 @@ class ApiKeyMonitor:
     the account. If each of the first `FIRST_RESPONSES` accounts gets the same of these 401s, the key is
     refused; in a shorter run, if each account with a response gets it. The key is accepted as soon as an
     account is patched, or gets a response that requires a valid key, such as ``disconnected_account``.
-
-    Attributes:
-        refusal_type: The type of the 401 that all accounts got, once it has proved that the key is refused;
-            None after an error of scope KEY.
     """
 
     _works: bool
     _responses: int = 0  # accounts with a response, before the key is known to work
     _refused: int = 0  # accounts among them with a 401 of the type `_type`
     _type: str | None = None  # of the first 401
-    refusal_type: str | None = None
+    refusal_type: str | None = None  # `_type` once it has proved the refusal; an error of scope KEY does not
 
     def observe(self, outcome: Outcome) -> str | None:
         """Count *outcome*. Return the reason to halt, as a sentence; None to continue."""

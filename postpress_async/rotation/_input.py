@@ -79,25 +79,17 @@ _UNUSED_POOL: Final = "no row of the fleet would use the pool"
 
 @frozen
 class RotationInput:
-    """
-    The rows of a rotation.
-
-    Attributes:
-        finite: Whether the number of rows is certainly finite. If so, all rows can be recorded even if the
-            run ends early.
-        total: Number of rows; None if not known beforehand.
-        fleet: The input if it is a fleet, which a journal recognizes by a digest; otherwise None, and the
-            journal compares the rows one by one.
-        reread: Returns all rows, from the first; None if they can be read only once.
-        selection: The accounts whose rows these are; None for all accounts.
-    """
+    """The rows of a rotation."""
 
     rows: InputRows
-    finite: bool
-    total: int | None
+    finite: bool  # whether the input certainly ends, so that all rows can be recorded if the run ends early
+    total: int | None  # number of rows; None if not known beforehand
+    # The input if it is a fleet, which a journal recognizes by a digest. Otherwise None, and the journal
+    # compares the rows one by one.
     fleet: FleetReader | None = None
+    # Returns all rows, from the first; None if they can be read only once.
     reread: Callable[[], Iterator[Row | Refusal]] | None = None
-    selection: Selection | None = None
+    selection: Selection | None = None  # the accounts whose rows these are; None for all accounts
 
     @classmethod
     def of(cls, changes: Changes, *, pooled: Pooled) -> Self:

@@ -72,22 +72,13 @@ def refused_outcome(row: Refusal) -> Outcome:
 
 
 class PendingRows:
-    """
-    Reads the input and leaves out the rows that are done.
-
-    Args:
-        source: The input.
-        first: Rows that come before those of *source*, such as a canary.
-
-    Attributes:
-        hashes: Compares the rows with those of earlier runs; None without a journal, or if the input is
-            known to be the same.
-    """
+    """Reads *source*, after the rows in *first* such as a canary, and leaves out the rows that are done."""
 
     def __init__(self, source: InputRows, journal: Journal | None, first: Iterable[PendingRow] = ()) -> None:
         self._first: Final = deque(first)
         self._lock: Final = asyncio.Lock()  # an asynchronous generator allows only one anext() at a time
         self._journal: Final = journal
+        # Compares the rows with those of earlier runs, unless the input is known to be the same.
         self.hashes: Final = journal.row_hashes() if journal is not None and journal.by_row else None
         done, skips_done = b"", False
         if journal is not None and callable(source) and journal.check.same_input:
@@ -95,18 +86,13 @@ class PendingRows:
             done, skips_done = journal.done(), True
         if callable(source):
             source = source(done)
-        self._rows: Final = source if isinstance(source, Iterator) else None
-        self._async_rows: Final = None if isinstance(source, Iterator) else source
+        self._rows: Final = source
         entries = () if journal is None else journal.entries(skip_done=skips_done)
         self._entries: Final = OrdinalLookup(entries)
         self._generations: Final = OrdinalLookup(() if journal is None else journal.generations())
 
     async def next(self) -> PendingRow | None:
-        """
-        Return the next row; None after the last.
-
-        Raises `JournalError` if the row differs from the row that the journal has at its position.
-        """
+        """Return the next row; None after the last. Raises `JournalError` if earlier runs had another one."""
         if self._first:
             return self._first.popleft()
         while (row := await self._read()) is not None:
@@ -118,10 +104,10 @@ class PendingRows:
         return None
 
     async def _read(self) -> Row | Refusal | None:
-        if self._async_rows is None:
-            return None if self._rows is None else next(self._rows, None)
+        if isinstance(self._rows, Iterator):
+            return next(self._rows, None)
         async with self._lock:
-            return await anext(self._async_rows, None)
+            return await anext(self._rows, None)
 
     def _resume(self, row: Row | Refusal) -> PendingRow | None:
         journal = self._journal

@@ -25,11 +25,7 @@ class KnownInput(Protocol):
 
 
 def text_of(row: Row | Refusal) -> bytes:
-    """
-    Return bytes that are unique to the row's account and change.
-
-    The bytes contain passwords: hash them, and never store them.
-    """
+    """Return bytes unique to the row's account and change. Hash them, because they contain passwords."""
     if isinstance(row, Refusal):
         text = f"{row.account_id or ''}\0refused"
     elif row.change is None:

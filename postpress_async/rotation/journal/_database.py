@@ -135,7 +135,7 @@ def add_views(connection: sqlite3.Connection, run: int | None = None) -> None:
 
 
 def insert_run(connection: sqlite3.Connection) -> None:
-    token = secrets.token_hex(12)
+    token = secrets.token_hex(12)  # so the idempotency keys differ from those of all earlier runs
     connection.execute("INSERT INTO runs (token, state) VALUES (?, 'running')", (token,))
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
 

@@ -68,11 +68,7 @@ class Writer:
     def __init__(
         self, path: Path, connection: sqlite3.Connection, inode: tuple[int, int], in_flight: int | None
     ) -> None:
-        """
-        Take over the *connection*: nothing else in this process may write to the journal from now on.
-
-        The number of accounts *in_flight* sets the size of a commit; `MAX_ROWS` if None.
-        """
+        """Take over the *connection*: nothing else in this process may write to the journal from now on."""
         self._path = path
         self._connection = connection
         self._inode = inode
