@@ -30,10 +30,10 @@ from postpress_async._timeouts import TimeoutGroup
 from postpress_async.models import AccountPatched
 from postpress_async.pace._load_signal import LoadSignal
 from postpress_async.pace._pacer import Pacer
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal import Journal
 from postpress_async.secret import Secret
+from tests.support.journals import patched_outcome
 
 T = TypeVar("T")
 

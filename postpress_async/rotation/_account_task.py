@@ -16,14 +16,7 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, PostPressError, Scope
 from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
 from postpress_async.rotation._column_names import Tag
-from postpress_async.rotation._outcome import (
-    MANAGED,
-    NO_PROXY_LEFT,
-    Outcome,
-    State,
-    failed_outcome,
-    patched_outcome,
-)
+from postpress_async.rotation._outcome import MANAGED, NO_PROXY_LEFT, Outcome, State, failed_outcome
 from postpress_async.rotation._pool import PooledProxy, assignment_of
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._row_keys import RowKeys
@@ -137,7 +130,10 @@ class AccountTask:
                 return Outcome(
                     *self._row_id, state, error_type=NO_PROXY_LEFT, scope=Scope.PROXY, applied=applied
                 )
-            return patched_outcome(*self._row_id, self.attempts, self._elapsed(), self._assignment())
+            elapsed, assignment = self._elapsed(), self._assignment()
+            return Outcome(
+                *self._row_id, State.PATCHED, self.attempts, 200, elapsed=elapsed, assignment=assignment
+            )
         except PostPressError as error:
             return self._failed(error)
         except BaseException:

@@ -97,19 +97,6 @@ class Outcome:
         return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
 
 
-def patched_outcome(
-    ordinal: int,
-    line: int | None,
-    account_id: str,
-    attempts: int,
-    elapsed: float,
-    assignment: str | None = None,
-) -> Outcome:
-    return Outcome(
-        ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, assignment=assignment
-    )
-
-
 def failed_outcome(
     ordinal: int,
     line: int | None,

@@ -8,7 +8,8 @@ import pytest
 from postpress_async import Outcome, errors
 from postpress_async.rotation._failure_monitor import WINDOW, FailureMonitor
 from postpress_async.rotation._halt import Halt, as_halt
-from postpress_async.rotation._outcome import NO_PROXY_LEFT, State, failed_outcome, patched_outcome
+from postpress_async.rotation._outcome import NO_PROXY_LEFT, State, failed_outcome
+from tests.support.journals import patched_outcome
 
 
 def patched(account: str = "acc_1") -> Outcome:

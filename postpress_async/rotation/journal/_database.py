@@ -59,9 +59,8 @@ _NOT_WRITABLE: Final = {
 
 def damage_error(path: Path, error: Exception) -> JournalError:
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE:  # the low byte is the primary code
-        return JournalNotWritableError(
-            f"{path} cannot be written ({error}): fix that, then run the same command again"
-        )
+        advice = "fix that, then run the same command again"
+        return JournalNotWritableError(f"{path} cannot be written ({error}): {advice}")
     return JournalError(f"{path} is damaged ({error}): name another journal")
 
 

@@ -76,9 +76,8 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
     facts, same_key = _check_sender(path, connection, run, salt, request)
     selection, every = request.selection, request.every
     done = f"({done_condition(request.on_unknown, request.on_failed)} OR {REFUSED}) AND {of_input(run)}"
-    [(done_count, last_outcome_at)] = connection.execute(
-        f"SELECT count(*), max(settled_at) FROM latest WHERE {done}"
-    )
+    sql = f"SELECT count(*), max(settled_at) FROM latest WHERE {done}"
+    [(done_count, last_outcome_at)] = connection.execute(sql)
     recorded = recorded_rows(connection.execute, run)
     # Number of accounts that the latest run still has to send.
     remaining = max(recorded - done_count, 0) if recorded else None

@@ -66,9 +66,8 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
             rows = f"FROM latest WHERE {done} AND {comparison.of_input}"
             [(count,)] = connection.execute(f"SELECT count(*) {rows}")
             ordinals = bytearray(request.total or 0)
-            for (ordinal,) in connection.execute(
-                f"SELECT ordinal {rows} AND ordinal BETWEEN 0 AND ?", (len(ordinals) - 1,)
-            ):
+            sql = f"SELECT ordinal {rows} AND ordinal BETWEEN 0 AND ?"
+            for (ordinal,) in connection.execute(sql, (len(ordinals) - 1,)):
                 ordinals[ordinal] = 1
             accounts = connection.execute(
                 f"SELECT assignment, count(*) {rows} AND assignment NOT NULL "
@@ -101,10 +100,8 @@ def _quarantines(
     # A run with a changed pool probes quarantined proxies at once.
     is_same_pool = comparison.facts.get("pool", recorded) == recorded
     probe_at = "NULL" if "probe_at" not in columns else "probe_at" if is_same_pool else "quarantined_at"
-    rows = connection.execute(
-        f"SELECT label, quarantined_at, {probe_at} FROM proxies WHERE quarantined_at NOT NULL"
-    )
-    return {label: (began, probe_at) for label, began, probe_at in rows}
+    sql = f"SELECT label, quarantined_at, {probe_at} FROM proxies WHERE quarantined_at NOT NULL"
+    return {label: (began, probe_at) for label, began, probe_at in connection.execute(sql)}
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:

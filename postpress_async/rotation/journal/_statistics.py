@@ -237,9 +237,8 @@ def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
         )
     if states[State.UNKNOWN] or states[State.SKIPPED] > statistics.refused:
         unfinished = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
-        return (
-            f"{again}: it sends the accounts that are {unfinished}{_except_expired(name, statistics.expired)}"
-        )
+        exceptions = _except_expired(name, statistics.expired)
+        return f"{again}: it sends the accounts that are {unfinished}{exceptions}"
     if states[State.FAILED]:
         first = "" if seen else f"see which accounts failed and why with `postpress-async report {name}`; "
         command = _with_folder(statistics.retry_command, statistics.folder)

@@ -72,9 +72,8 @@ class Writer:
         self._path = path
         self._connection = connection
         self._inode = inode
-        self._rows_per_commit: Final = (
-            MAX_ROWS if in_flight is None else min(MAX_ROWS, max(MIN_ROWS, in_flight // 2))
-        )
+        rows_per_commit = MAX_ROWS if in_flight is None else max(MIN_ROWS, in_flight // 2)
+        self._rows_per_commit: Final = min(MAX_ROWS, rows_per_commit)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rows: list[tuple[str | Insert, _Row]] = []
         self._waiting: list[asyncio.Future[None]] = []

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from postpress_async import Outcome, errors
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import State
-from postpress_async.rotation._outcome import failed_outcome, patched_outcome
+from postpress_async.rotation._outcome import failed_outcome
 from postpress_async.rotation.journal import Journal, row_of
 from postpress_async.rotation.journal._writer import BACKLOG, MAX_ROWS
-from tests.support.journals import recorded_states
+from tests.support.journals import patched_outcome, recorded_states
 
 
 @pytest.fixture

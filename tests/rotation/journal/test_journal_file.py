@@ -20,11 +20,10 @@ from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt
 from postpress_async.rotation import Row, State
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, _writer
 from postpress_async.rotation.journal._database import FIRST_WATERMARK
 from postpress_async.rotation.journal._reading import JournalReader
-from tests.support.journals import RunProcess, outcome, recorded_states
+from tests.support.journals import RunProcess, outcome, patched_outcome, recorded_states
 
 US = ManagedProxy(country="US")
 

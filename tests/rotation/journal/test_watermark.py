@@ -13,13 +13,12 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Row, State
 from postpress_async.rotation._account_task import AccountTask
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._database import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.sandbox import Sandbox
-from tests.support.journals import crash_copy, recorded_states
+from tests.support.journals import crash_copy, patched_outcome, recorded_states
 
 US = ManagedProxy(country="US")
 FLEET = 1_024
