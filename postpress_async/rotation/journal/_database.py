@@ -22,7 +22,6 @@ from postpress_async._version import __version__
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._schema import (
     CURRENT_RUN,
-    LATER_ADDITIONS,
     MIGRATION,
     SCHEMA,
     V1_VIEWS,
@@ -86,11 +85,6 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
                 accept(connection, lost=commits <= 0)
             if _version(connection) < VERSION:
                 connection.executescript(MIGRATION)
-        with connection:
-            for sql in LATER_ADDITIONS:
-                connection.execute(sql)
-        if "probe_at" not in [column for _, column, *_ in connection.execute("PRAGMA table_info(proxies)")]:
-            connection.execute("ALTER TABLE proxies ADD COLUMN probe_at REAL")
     except BaseException:
         connection.close()
         raise
@@ -106,12 +100,6 @@ def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
     if _version(connection) not in {1, VERSION}:
         raise JournalError(f"{path} is from a newer postpress-async: update it, or name another journal")
     return False
-
-
-def has_table(connection: sqlite3.Connection, name: str) -> bool:
-    """Whether the journal has the table *name*; older versions created fewer tables."""
-    sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
-    return connection.execute(sql, (name,)).fetchone() is not None
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -204,8 +192,9 @@ def accept(connection: sqlite3.Connection, *, lost: bool = False) -> None:
 
 def needs_log(connection: sqlite3.Connection) -> bool:
     """Whether the file needs a -wal that this *connection* does not see."""
-    sql = "SELECT 1 FROM run WHERE name = ?"
-    return has_table(connection, "run") and connection.execute(sql, (LOG_NEEDED,)).fetchone() is not None
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'run'").fetchone() is None:
+        return False  # an empty database, or one that is no journal
+    return connection.execute("SELECT 1 FROM run WHERE name = ?", (LOG_NEEDED,)).fetchone() is not None
 
 
 def refuse_lost_log(path: Path) -> None:

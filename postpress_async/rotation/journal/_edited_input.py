@@ -20,7 +20,7 @@ from postpress_async.rotation._outcome import MANAGED
 from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._row_digest import KnownInput, RowsDigest
 from postpress_async.rotation._rows import Refusal
-from postpress_async.rotation.journal._database import FIRST_WATERMARK, delete_marks, has_table, set_marks
+from postpress_async.rotation.journal._database import FIRST_WATERMARK, delete_marks, set_marks
 from postpress_async.rotation.journal._recovery import OF_THIS_RUN, REFUSED, UPDATE, may_have_sent
 from postpress_async.rotation.journal._schema import CURRENT_RUN
 
@@ -185,15 +185,13 @@ def _facts(connection: sqlite3.Connection, more: int) -> str:
 
 def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | None:
     died = "under way" in run or "reached" not in run
-    # Early versions had no such table: a dead run may have sent accounts that are recorded as skipped.
-    is_old = died and not has_table(connection, "covered")
-    if is_old or may_have_sent(connection.execute, run, died=died):
+    if may_have_sent(connection.execute, run, died=died):
         return (
             "A run that was killed may have sent accounts that it did not record: use that input again first "
             "(rows may be appended)"
         )
     # The hashes belong to positions that would change, and an iterable may contain an account twice.
-    if has_table(connection, "changes") and connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
+    if connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
         return USE_AGAIN
     for (account_id,) in connection.execute(_CONFLICT):
         return (

@@ -93,13 +93,10 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
 def _quarantines(
     connection: sqlite3.Connection, comparison: InputCheck
 ) -> dict[str, tuple[float, float | None]]:
-    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(proxies)")}
-    if not columns:  # a journal of an early version
-        return {}
     recorded = read_run(connection).get("pool")
     # A run with a changed pool probes quarantined proxies at once.
     is_same_pool = comparison.facts.get("pool", recorded) == recorded
-    probe_at = "NULL" if "probe_at" not in columns else "probe_at" if is_same_pool else "quarantined_at"
+    probe_at = "probe_at" if is_same_pool else "quarantined_at"
     sql = f"SELECT label, quarantined_at, {probe_at} FROM proxies WHERE quarantined_at NOT NULL"
     return {label: (began, probe_at) for label, began, probe_at in connection.execute(sql)}
 
