@@ -192,7 +192,7 @@ class RotationInput:
                 **options,
             )
             try:
-                if reread is not None and journal.by_row and journal.check.next_run_at is None:
+                if reread is not None and journal.by_row:
                     hashes = journal.row_hashes()
                     await hashes.check_all(reread())
                     # With the hashes, the total reaches the disk before any new row is sent.

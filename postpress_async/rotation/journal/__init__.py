@@ -121,8 +121,7 @@ class Journal:
         path = Path(path)
         self.path: Final = path
         request = RunRequest(**options)
-        # Whether accounts in doubt are only reported, not sent again.
-        self.leaves_unknown: Final = request.on_unknown == "report"
+        self.leaves_unknown: Final = request.on_unknown == "report"  # accounts in doubt are not sent again
         # The API may have forgotten an idempotency key that was used before this Unix time.
         self.keys_expired_before: Final = time.time() - key_lifetime
         self._done_condition: Final = DONE[request.on_unknown]
@@ -141,9 +140,9 @@ class Journal:
                 self.check: Final = check(path, connection, request)
                 _prepare_run(connection, request, self.check, created=created)
                 sends_requests = self.check.next_run_at is None
-                in_doubt_below = 0.0
+                self.in_doubt_below = 0.0  # rows without an outcome below this ordinal may have been sent
                 if sends_requests:
-                    in_doubt_below = begin_run(connection, retry_failed=request.on_failed == "retry")
+                    self.in_doubt_below = begin_run(connection, retry_failed=request.on_failed == "retry")
                 checkpoint(connection, "FULL")  # before anything is sent
                 # The writer thread uses the other connection.
                 self._reader: Final = stack.enter_context(JournalReader(path))
@@ -151,22 +150,16 @@ class Journal:
                 has_hashes = connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
                 self._starts: Final = starts_of(run.get("starts"))
                 self._crashes: Final = read_crashes(run)
-                self.watermark: Final = SendWatermark(
-                    Writer(path, connection, self._lock.inode, in_flight),
-                    read_watermark(run),
-                    max(FIRST_WATERMARK, in_flight or 0),
-                )
+                shortest_step = max(FIRST_WATERMARK, in_flight or 0)
+                self._writer: Final = Writer(path, connection, self._lock.inode, in_flight)
+                self.watermark: Final = SendWatermark(self._writer, read_watermark(run), shortest_step)
             except DAMAGE as error:
                 raise damage_error(path, error) from None
             stack.pop_all()
-        self._writer: Final = self.watermark.writer
         self.resumed: Final = not created and not self.check.starts_run
         # Whether each row must be compared with the row that earlier runs had at its position.
-        self.by_row: Final = (
-            not self.check.same_input and sends_requests and (request.by_row or (has_hashes and self.resumed))
-        )
-        # The ordinal below which rows without an outcome may have been sent.
-        self.in_doubt_below: Final = in_doubt_below
+        compares_rows = request.by_row or (has_hashes and self.resumed)
+        self.by_row: Final = compares_rows and sends_requests and not self.check.same_input
         self.run: Final[str] = run["token"]  # prefix of the run's idempotency keys
         self.number: Final[int] = run["id"]  # number of the run, from 1
         self._of_input: Final = of_input(run)
