@@ -180,7 +180,7 @@ class RotationCore:
         self.end_sending()
 
     def record_end(self, *, failed: bool) -> None:
-        """Record how the run ended (*failed*: by an exception). It may turn out to count as halted."""
+        """Record the end in the journal, and halt for a reason that only the whole run shows."""
         if self.error is None:
             self._record_halt(ended_early=failed or self.summary.stopped or self.summary.halted is not None)
         is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None

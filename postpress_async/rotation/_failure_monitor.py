@@ -182,7 +182,9 @@ class ApiKeyMonitor:
     _responses: int = 0  # accounts with a response, before the key is known to work
     _refused: int = 0  # accounts among them with a 401 of the type `_type`
     _type: str | None = None  # of the first 401
-    refusal_type: str | None = None  # `_type` once it has proved the refusal; an error of scope KEY does not
+    refusal_type: str | None = (
+        None  # `_type` once it has proved the refusal; None after an error of scope KEY
+    )
 
     def observe(self, outcome: Outcome) -> str | None:
         """Count *outcome*. Return the reason to halt, as a sentence; None to continue."""

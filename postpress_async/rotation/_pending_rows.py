@@ -33,7 +33,7 @@ class PendingRow:
     generation: int = 0  # number of idempotency keys that it has used up
     leave_in_doubt: bool = False  # whether it is not sent because the operator must settle the doubt
     key: str | None = None  # prefix of its keys, if the input was edited while the row was in doubt
-    in_doubt_since: float | None = None  # Unix time at which an earlier run may have sent it; None if none
+    in_doubt_since: float | None = None  # Unix time at which an earlier run may have sent it
     key_expired: bool = False  # whether the API may have forgotten the key of that earlier request
 
     @property

@@ -71,7 +71,9 @@ class InputCheck:
 def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> InputCheck:
     """Compare *request* with the journal at *path*; raise `JournalError` if the run must not start."""
     run = read_run(connection)
-    salt = run.get("salt", b"")  # only a damaged journal has none
+    if not {"key", "salt"} <= run.keys():
+        raise ValueError("it has no key or no salt")  # callers report it as damage
+    salt = run["salt"]
     facts, same_key = _check_sender(path, connection, run, salt, request)
     selection, every = request.selection, request.every
     done = f"({done_condition(request.on_unknown, request.on_failed)} OR {REFUSED}) AND {of_input(run)}"

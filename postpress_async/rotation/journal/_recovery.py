@@ -103,7 +103,7 @@ def done_condition(on_unknown: OnUnknown, on_failed: OnFailed) -> str:
 
 
 def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
-    """Insert a new run, and delete all but the latest *keep* runs if not None, without a commit."""
+    """Insert a new run within the caller's transaction, and keep only the latest *keep* runs if not None."""
     insert_run(connection)
     connection.execute(
         "UPDATE runs SET (target, api_key) = "

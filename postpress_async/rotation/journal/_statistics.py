@@ -15,8 +15,8 @@ from postpress_async.rotation._outcome import KEY_EXPIRED, KEY_LIFETIME, MANAGED
 from postpress_async.rotation.journal._reading import LATEST, JournalReader, printable
 from postpress_async.rotation.journal._recovery import may_have_sent
 
-MAX_ERRORS: Final = 100  # of the most frequent error types that are listed: the API may send any number
-SENT: Final = "attempts > 0"  # the other accounts have an invalid row, or the run ended first
+MAX_ERRORS: Final = 100  # error types to list, the most frequent ones: the API may send any number
+SENT: Final = "attempts > 0"  # SQL condition for sent accounts; others are invalid, or the run ended first
 
 _SUMS: Final = f"""
     SELECT count(*) FILTER (WHERE {SENT}),
