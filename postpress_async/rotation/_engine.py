@@ -312,7 +312,7 @@ class Rotation:
             self._core.outcomes.end()
 
     def _resize(self, in_flight: int) -> None:
-        """Change the number of accounts that may be in flight. Excess workers end after their account."""
+        """Start workers up to the new number. Excess workers end after their account."""
         self._in_flight = in_flight
         while self._may_start_worker and self._workers - self._backing_off < in_flight:
             self._start_worker()

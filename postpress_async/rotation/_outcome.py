@@ -16,12 +16,9 @@ MANAGED: Final = "managed "  # start of an assignment that is a managed proxy
 LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")  # start of a pool's assignment in journals of older versions
 NO_PROXY_LEFT: Final = "no proxy left"  # error type of an account for which the pool had no proxy left
 KEY_LIFETIME: Final = 86_400.0  # default for the seconds that the API is assumed to remember a key
-
+# The error type of an account in doubt that is not sent again. The API may have forgotten the idempotency
+# key, so a second request could order a second managed proxy.
 KEY_EXPIRED: Final = "idempotency key expired"
-"""
-The error type of an account in doubt that is not sent again. The API may have forgotten the idempotency key,
-so a second request could order a second managed proxy.
-"""
 
 
 def label_of(assignment: str | None) -> str | None:

@@ -15,13 +15,11 @@ from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._row_hashes import OrdinalLookup
 
+# The rows of the input. It may also be a function like `FleetReader.rows`, which leaves out the rows whose
+# ordinal has a nonzero byte in its argument.
 InputRows: TypeAlias = (
     Iterator[Row | Refusal] | AsyncIterator[Row | Refusal] | Callable[[bytes], Iterator[Row | Refusal]]
 )
-"""
-The rows of the input. It may also be a function like `FleetReader.rows`, which leaves out the rows whose
-ordinal has a nonzero byte in its argument.
-"""
 
 
 @define

@@ -17,11 +17,9 @@ from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyC
 from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 
+# An account and its change. If the rotation has a pool, the change may be None or left out. With several
+# pools, the tag of the account's pool may replace the change.
 Change: TypeAlias = tuple[str, ProxyChangeLike | str | None] | str
-"""
-An account and its change. If the rotation has a pool, the change may be None or left out. With several pools,
-the tag of the account's pool may replace the change.
-"""
 
 
 @frozen(slots=False)  # for speed, like `Outcome`

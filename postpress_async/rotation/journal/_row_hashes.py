@@ -17,12 +17,9 @@ from postpress_async.rotation._row_digest import text_of
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal._writer import Writer
 
+# Bytes of a row's hash, so that one changed row in four billion is not detected. With longer hashes, anyone
+# who can read the journal could confirm a guessed password.
 SIZE: Final = 4
-"""
-Bytes of a row's hash, so that one changed row in four billion is not detected. With longer hashes, anyone who
-can read the journal could confirm a guessed password.
-"""
-
 _INSERT: Final = "INSERT OR REPLACE INTO changes VALUES (?, ?)"
 _BLOCK: Final = 4_096  # maximum number of hashes in one row of the table
 _YIELD_EVERY: Final = 500  # rows to compare before other tasks of the event loop may run
