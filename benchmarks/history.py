@@ -28,9 +28,9 @@ from attrs import evolve
 from postpress_async.errors import Applied
 from postpress_async.rotation import Fleet, Outcome, State
 from postpress_async.rotation._fleet import reader_of
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, row_of
 from postpress_async.rotation.journal._schema import OUTCOME_COLUMNS
+from tests.support.journals import patched_outcome
 
 FIRST_DAY: Final = 1_795_226_400.0  # 2026-11-21
 DAY: Final = 86_400.0
@@ -74,7 +74,7 @@ def write(folder: Path, accounts: int, runs: int) -> None:
         file.writelines(f"{account_id(number)},US\n" for number in range(accounts))
     with Fleet.open(fleet) as opened:
         opened.survey()
-        journal = Journal.open(path, digest=reader_of(opened).digest, rows=reader_of(opened), total=accounts)
+        journal = Journal(path, digest=reader_of(opened).digest, rows=reader_of(opened), total=accounts)
     journal._writer.close()  # close the files without ending the run, as if it had been killed
     journal._reader.close()
     journal._lock.close()

@@ -30,10 +30,10 @@ from postpress_async._timeouts import TimeoutGroup
 from postpress_async.models import AccountPatched
 from postpress_async.pace._load_signal import LoadSignal
 from postpress_async.pace._pacer import Pacer
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._rows import rows_of
 from postpress_async.rotation.journal import Journal
 from postpress_async.secret import Secret
+from tests.support.journals import patched_outcome
 
 T = TypeVar("T")
 
@@ -177,7 +177,7 @@ def test_record_an_outcome_in_the_journal(benchmark: Any, tmp_path: Path) -> Non
     ordinals = itertools.count()
 
     async def measure() -> int:
-        journal = Journal.open(tmp_path / "run.sqlite3")
+        journal = Journal(tmp_path / "run.sqlite3")
         try:
 
             def once() -> None:

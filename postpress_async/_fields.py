@@ -203,6 +203,11 @@ def ip(_instance: object, _attribute: object, value: str | None) -> None:
         raise FieldError("ip", "ip not an IPv4 address", advice)
 
 
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Format a count with its noun in singular or plural: ``1 account``, ``1,000 accounts``."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
 def printable(text: str) -> str:
     """Escape the characters of *text* that are not printable, such as those that control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

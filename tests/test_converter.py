@@ -25,7 +25,8 @@ from postpress_async import (
 from postpress_async.errors import ApiError, Applied, Problem, Scope
 from postpress_async.models import AccountPatched, Attempt, FieldError, ProxyProtocol
 from postpress_async.rotation import Outcome, Results, RotationSummary, State
-from postpress_async.rotation._outcome import count_outcome, failed_outcome, patched_outcome
+from postpress_async.rotation._outcome import count_outcome, failed_outcome
+from tests.support.journals import patched_outcome
 from tests.support.wire import encoded
 
 US = ManagedProxy(country="US")

@@ -16,14 +16,7 @@ from postpress_async._call.tracker import WaitGroup
 from postpress_async.errors import Applied, DeadlineError, PostPressError, Scope
 from postpress_async.models import AccountPatched, ManagedProxy, ProxyChange
 from postpress_async.rotation._column_names import Tag
-from postpress_async.rotation._outcome import (
-    MANAGED,
-    Outcome,
-    State,
-    failed_outcome,
-    outcome_without_proxy,
-    patched_outcome,
-)
+from postpress_async.rotation._outcome import MANAGED, NO_PROXY_LEFT, Outcome, State, failed_outcome
 from postpress_async.rotation._pool import PooledProxy, assignment_of
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._row_keys import RowKeys
@@ -40,7 +33,6 @@ class Update(Protocol):
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: "AccountTask", /
     ) -> AccountPatched:
         """Update one account, or raise `PostPressError`."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -132,8 +124,16 @@ class AccountTask:
                 await keys.renew()
             patched = await (self._try_proxies() if change is None else self._call(change))
             if patched is None:
-                return outcome_without_proxy(*self._row_id, in_doubt=self.was_in_doubt)
-            return patched_outcome(*self._row_id, self.attempts, self._elapsed(), self._assignment())
+                state, applied = State.SKIPPED, Applied.NO
+                if self.was_in_doubt:
+                    state, applied = State.UNKNOWN, Applied.UNKNOWN
+                return Outcome(
+                    *self._row_id, state, error_type=NO_PROXY_LEFT, scope=Scope.PROXY, applied=applied
+                )
+            elapsed, assignment = self._elapsed(), self._assignment()
+            return Outcome(
+                *self._row_id, State.PATCHED, self.attempts, 200, elapsed=elapsed, assignment=assignment
+            )
         except PostPressError as error:
             return self._failed(error)
         except BaseException:
@@ -213,7 +213,6 @@ class AccountTask:
         return max(0.0, asyncio.get_running_loop().time() - self._first_attempt_at)
 
     def _assignment(self) -> str:
-        """What the account was given: the label of a proxy, or a managed proxy."""
         if self.proxy is not None:
             return self.proxy.label
         return MANAGED if self._row.change is None else assignment_of(self._row.change)

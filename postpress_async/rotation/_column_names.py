@@ -9,14 +9,9 @@ from postpress_async._fields import printable
 COLUMNS: Final = ("account_id", "proxy", "host", "port", "protocol", "username", "password", "country", "ip")
 """The columns of a fleet; ``proxy`` is a URL or another form that `read_proxy` accepts."""
 
-PARTS: Final = COLUMNS[2:7]
-"""The columns that can be used instead of ``proxy``."""
-
-TAG: Final = "pool"
-"""The default name of the column that contains the tag of a row's pool."""
-
-Tag: TypeAlias = str | None
-"""The tag of a pool in upper case; None if there is only one pool."""
+PARTS: Final = COLUMNS[2:7]  # the columns that can be used instead of ``proxy``
+TAG: Final = "pool"  # the default name of the column that contains the tag of a row's pool
+Tag: TypeAlias = str | None  # the tag of a pool in upper case; None if there is only one pool
 
 # Other names of `PARTS`, the most likely first. Without the prefix "proxy", they are recognized only in a
 # proxy list, because in a fleet "login" or "type" may describe the account.

@@ -14,12 +14,7 @@ from postpress_async.errors import Applied, DeadlineError, NotSentError, PostPre
 from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._failure_monitor import FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import (
-    Outcome,
-    RotationSummary,
-    State,
-    count_outcome,
-)
+from postpress_async.rotation._outcome import Outcome, RotationSummary, State, count_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._pool import PooledProxy
 from postpress_async.rotation._pool._allocator import ProxyAllocator, Quarantine, unix_clock
@@ -129,7 +124,6 @@ class RotationCore:
             self.observer(events.AccountSettled(*_event_fields(outcome)))
 
     async def skip_unread_rows(self) -> None:
-        """Record an outcome for each row that was not read."""
         count = 0
         while (pending := await self.row_source.read()) is not None:
             count += 1
@@ -186,11 +180,7 @@ class RotationCore:
         self.end_sending()
 
     def record_end(self, *, failed: bool) -> None:
-        """
-        Record in the journal how the run ended, and halt for a reason that only the whole run shows.
-
-        *failed* says whether the run ended with an exception.
-        """
+        """Record the end in the journal, and halt for a reason that only the whole run shows."""
         if self.error is None:
             self._record_halt(ended_early=failed or self.summary.stopped or self.summary.halted is not None)
         is_done = self.row_source.exhausted and not self.summary.stopped and self.error is None
@@ -202,8 +192,8 @@ class RotationCore:
         # A refused key replaces an earlier reason for the end of the run; an unreachable host does not.
         if reason is not None and (self._monitor.key_refused or not ended_early):
             self._halt_for(reason)
-        if (key_error := self._monitor.key_error) is not None:
-            self._reopen(key_error)
+        if (refusal_type := self._monitor.key.refusal_type) is not None:
+            self._reopen(refusal_type)
         if self.journal is not None and self.summary.halted is not None:
             self.journal.record_halt(self.summary.halted)
 

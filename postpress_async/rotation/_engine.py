@@ -34,30 +34,20 @@ from postpress_async.rotation._rows import Refusal
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._row_hashes import RowHashes
 
-EXECUTOR_QUEUE_SIZE: Final = 2_000
-"""Size of the queue of outcomes with an `Executor`, whose outcomes arrive in large groups."""
-
-BACKING_OFF_PER_IN_FLIGHT: Final = 10
-"""How many accounts may be in backoff for each that may be in flight; limits memory during an outage."""
+EXECUTOR_QUEUE_SIZE: Final = 2_000  # outcomes in the queue: those of an `Executor` arrive in large groups
+BACKING_OFF_PER_IN_FLIGHT: Final = 10  # accounts in backoff for each in flight; limits memory in an outage
 
 
 @frozen
 class Engine:
-    """
-    The functions and settings of a rotation that its `Executor` uses.
+    """The functions and settings of a rotation that its `Executor` uses."""
 
-    Attributes:
-        resize: Changes the number of accounts that may be in flight.
-        rows_on_disk: Returns once the row hashes are on disk. The executor must await it before it sends
-            accounts, so that a later run recognizes their rows.
-        abort: Sends nothing more, and makes the rotation raise the given error.
-        leaves_doubts: Whether an account that may have been sent must not be sent again.
-    """
-
-    resize: Callable[[int], None]
+    resize: Callable[[int], None]  # changes the number of accounts that may be in flight
+    # Returns once the row hashes are on disk. The executor must await it before it sends accounts, so that a
+    # later run recognizes their rows.
     rows_on_disk: Callable[[], Awaitable[None]]
-    abort: Callable[[Exception], None]
-    leaves_doubts: bool
+    abort: Callable[[Exception], None]  # sends nothing more, and makes the rotation raise the given error
+    leaves_doubts: bool  # whether an account that may have been sent must not be sent again
 
 
 class Executor(Protocol):
@@ -66,16 +56,13 @@ class Executor(Protocol):
     @property
     def update(self) -> Update:
         """The function that updates an account."""
-        ...
 
     @property
     def waits(self) -> WaitGroup:
         """The group in which the calls wait. When it ends, the other processes start no further attempt."""
-        ...
 
     async def start(self, engine: Engine, /) -> None:
         """Called before the first call."""
-        ...
 
     async def whole_error(self, error: PostPressError, /) -> PostPressError:
         """
@@ -83,11 +70,9 @@ class Executor(Protocol):
 
         An outcome is recorded at once with *error*, and later handed to the caller with the complete error.
         """
-        ...
 
     async def aclose(self) -> None:
         """Called after the last call."""
-        ...
 
 
 class Rotation:
@@ -264,7 +249,6 @@ class Rotation:
                 await self._core.journal.aclose()
 
     async def _open(self) -> None:
-        """Open the journal, if any, and the input."""
         self._run = secrets.token_hex(12)  # not in __init__, so that forked processes do not share it
         self._core.open_pools()
         source, journal = self._input, None
@@ -324,12 +308,11 @@ class Rotation:
             await self._row_hashes.on_disk()
 
     def _end_outcomes(self) -> None:
-        """End the iteration if no outcome can follow."""
         if not self._workers and not self._publishing:
             self._core.outcomes.end()
 
     def _resize(self, in_flight: int) -> None:
-        """Change the number of accounts that may be in flight. Excess workers end after their account."""
+        """Start workers up to the new number. Excess workers end after their account."""
         self._in_flight = in_flight
         while self._may_start_worker and self._workers - self._backing_off < in_flight:
             self._start_worker()
@@ -343,7 +326,6 @@ class Rotation:
     # --- Outcomes ---
 
     async def _complete(self, outcome: Outcome, *, recorded: bool = False) -> None:
-        """Record *outcome* unless it is *recorded*, halt if necessary, and hand it to the caller."""
         self._core.complete(outcome, recorded=recorded)
         await self._core.wait_for_journal()
         if outcome.error is None or self._executor is None:

@@ -30,8 +30,7 @@ _ROWS_PER_GROUP: Final = 65_536  # of a Parquet row group, which is held in memo
 _FORMULA: Final = re.compile("(^|[,;|\t\r\n])(\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20\t\r\n'])")
 
 Write: TypeAlias = Callable[[Iterable[Outcome], BinaryIO], None]
-Cells: TypeAlias = Mapping[str, Any]
-"""The cells of a row by column."""
+Cells: TypeAlias = Mapping[str, Any]  # the cells of a row by column
 
 
 def _cells_function(convert_time: Callable[[float], object]) -> Callable[[Outcome], Cells]:
@@ -60,12 +59,8 @@ def write_csv(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
         table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
         table.writerow(COLUMNS)
         for outcome in outcomes:
-            table.writerow(
-                [
-                    _without_formulas(cell) if isinstance(cell, str) else cell
-                    for cell in _cells(outcome).values()
-                ]
-            )
+            cells = _cells(outcome).values()
+            table.writerow([_without_formulas(cell) if isinstance(cell, str) else cell for cell in cells])
     finally:
         text.detach()  # keep the caller's file open
 
@@ -110,7 +105,6 @@ def write_parquet(outcomes: Iterable[Outcome], file: BinaryIO) -> None:
 
 
 FORMATS: Final[dict[str, Write]] = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
-"""Writers by the name of the format."""
 
 ENDINGS: Final = {
     "": "csv",

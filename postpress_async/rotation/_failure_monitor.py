@@ -6,6 +6,7 @@ from typing import Final
 
 from attrs import define
 
+from postpress_async._fields import counted
 from postpress_async.errors import (
     BY_TYPE,
     Applied,
@@ -20,20 +21,14 @@ from postpress_async.errors import (
 from postpress_async.rotation._halt import NEVER, Halt, Threshold
 from postpress_async.rotation._outcome import Outcome, State
 
-WINDOW: Final = 200
-"""A percentage threshold counts the failures among this many of the latest accounts."""
-
+WINDOW: Final = 200  # a percentage threshold counts the failures among this many of the latest accounts
+# The API key counts as refused if this many accounts get the same 401 before any other response.
 FIRST_RESPONSES: Final = 20
-"""The API key counts as refused if this many accounts get the same 401 before any other response."""
-
+# Failed connection attempts, with no successful one, after which the host counts as unreachable.
 MAX_FAILED_CONNECTS: Final = 20
-"""Failed connection attempts, with no successful one, after which the host counts as unreachable."""
-
+# The same for the attempts of one account. If few accounts are in flight, 20 attempts may take minutes. With
+# the default backoff, 5 attempts take at most 7.5 s.
 MAX_FAILED_CONNECTS_OF_ACCOUNT: Final = 5
-"""
-The same for the attempts of one account. If few accounts are in flight, 20 attempts may take minutes. With
-the default backoff, 5 attempts take at most 7.5 s.
-"""
 
 TYPES_THAT_PROVE_KEY: Final = {
     type_
@@ -50,10 +45,6 @@ class FailureMonitor:
     Args:
         key_works: Whether the API accepted the API key in an earlier run.
         connected: Whether an earlier run connected to the host.
-
-    Attributes:
-        tried: Number of accounts that were patched, or whose call ended in an error.
-        key_refused: Whether the reason to halt is the API key.
     """
 
     def __init__(self, halt: Halt, *, key_works: bool = False, connected: bool = False) -> None:
@@ -61,13 +52,13 @@ class FailureMonitor:
         self.connected: bool = connected
         self._failed_connects = 0
         self._last_connect_error: PostPressError | None = None
-        self._key: Final = ApiKeyMonitor(key_works)
+        self.key: Final = ApiKeyMonitor(key_works)
         # For each of the latest accounts, the scope of its error; None if it was patched.
         self._window: Final[deque[Scope | None]] = deque(maxlen=WINDOW)
         # For each scope, the failed accounts of this run by error type. The key None counts all scopes.
         self._errors: Final = defaultdict[Scope | None, Counter[str]](Counter)
-        self.tried: int = 0
-        self.key_refused: bool = False
+        self.tried: int = 0  # accounts that were patched, or whose call ended in an error
+        self.key_refused: bool = False  # whether the reason to halt is the API key
 
     @property
     def canary_passed(self) -> bool:
@@ -78,7 +69,7 @@ class FailureMonitor:
         """Count *outcome*. Return the reason to halt, as a sentence; None to continue."""
         if outcome.status is not None:
             self.connected = True
-        if (reason := self._key.observe(outcome)) is not None:
+        if (reason := self.key.observe(outcome)) is not None:
             self.key_refused = True
             return reason
         if outcome.is_refused:
@@ -94,13 +85,10 @@ class FailureMonitor:
         if scope is not None:
             for key in (scope, None):
                 self._errors[key][outcome.error_type or ""] += 1
-        # Only a failure can reach a threshold. The canary, however, is judged after its last account.
-        return self._reason() if failed or self.tried == self._halt.canary else None
-
-    @property
-    def key_error(self) -> str | None:
-        """The type of the 401 that all accounts got; None if they did not, or if the error has scope KEY."""
-        return self._key.refusal_type
+        # The canary is judged after its last account.
+        if self.tried == self._halt.canary and (reason := self._canary_reason()) is not None:
+            return reason
+        return self._threshold_reason() if failed else None  # only a failure can reach a threshold
 
     def attempt_failed(self, error: PostPressError) -> str | None:
         """Count a failed attempt. Return the reason to halt, as a sentence; None to continue."""
@@ -114,16 +102,14 @@ class FailureMonitor:
             return None
         self._failed_connects += 1
         self._last_connect_error = error
-        if (
-            self._failed_connects >= MAX_FAILED_CONNECTS
-            or len(error.attempts) >= MAX_FAILED_CONNECTS_OF_ACCOUNT
-        ):
+        too_many = self._failed_connects >= MAX_FAILED_CONNECTS
+        if too_many or len(error.attempts) >= MAX_FAILED_CONNECTS_OF_ACCOUNT:
             return self._unreachable()
         return None
 
     def at_end(self) -> str | None:
         """Return why the run counts as halted although all accounts were tried; None if it does not."""
-        if (reason := self._key.at_end()) is not None:
+        if (reason := self.key.at_end()) is not None:
             self.key_refused = True
             return reason
         return None if self.connected else self._unreachable()
@@ -131,13 +117,9 @@ class FailureMonitor:
     def _unreachable(self) -> str | None:
         if self._last_connect_error is None:
             return None
-        attempts = "1 attempt" if self._failed_connects == 1 else f"{self._failed_connects} attempts"
+        attempts = counted(self._failed_connects, "attempt")
         fact = f"{self._last_connect_error.args[0]} ({attempts}, none successful)"
         return f"{fact}: check the base URL and the network"
-
-    def _reason(self) -> str | None:
-        canary_reason = self._canary_reason() if self.tried == self._halt.canary else None
-        return canary_reason or self._threshold_reason()
 
     def _canary_reason(self) -> str | None:
         canary = self._halt.canary
@@ -147,9 +129,8 @@ class FailureMonitor:
                 threshold = max(1, ceil(canary / 2))
             errors = self._errors[scope]
             if errors.total() >= min(_failures_at(threshold, canary), canary):
-                return (
-                    f"{errors.total()} of the canary's {canary} accounts failed{_main_cause(errors, scope)}"
-                )
+                cause = _main_cause(errors, scope)
+                return f"{errors.total()} of the canary's {canary} accounts failed{cause}"
         return None
 
     def _threshold_reason(self) -> str | None:
@@ -195,17 +176,15 @@ class ApiKeyMonitor:
     the account. If each of the first `FIRST_RESPONSES` accounts gets the same of these 401s, the key is
     refused; in a shorter run, if each account with a response gets it. The key is accepted as soon as an
     account is patched, or gets a response that requires a valid key, such as ``disconnected_account``.
-
-    Attributes:
-        refusal_type: The type of the 401 that all accounts got, once it has proved that the key is refused;
-            None after an error of scope KEY.
     """
 
     _works: bool
     _responses: int = 0  # accounts with a response, before the key is known to work
     _refused: int = 0  # accounts among them with a 401 of the type `_type`
     _type: str | None = None  # of the first 401
-    refusal_type: str | None = None
+    refusal_type: str | None = (
+        None  # `_type` once it has proved the refusal; None after an error of scope KEY
+    )
 
     def observe(self, outcome: Outcome) -> str | None:
         """Count *outcome*. Return the reason to halt, as a sentence; None to continue."""
@@ -218,11 +197,8 @@ class ApiKeyMonitor:
             return None  # it may come from a gateway that does not check the key
         if not self._refused:
             self._type = outcome.error_type
-        if (
-            outcome.status != 401
-            or outcome.error_type in TYPES_THAT_PROVE_KEY
-            or outcome.error_type != self._type
-        ):
+        may_be_about_key = outcome.status == 401 and outcome.error_type not in TYPES_THAT_PROVE_KEY
+        if not may_be_about_key or outcome.error_type != self._type:
             self._works = True  # patched, or the error is not about the API key
             return None
         self._refused += 1
@@ -234,7 +210,6 @@ class ApiKeyMonitor:
         )
 
     def at_end(self) -> str | None:
-        """Return why the key seems refused at the end of the run, as a sentence; None if it does not."""
         if self._works or not self._refused or self._refused != self._responses:
             return None
         self.refusal_type = self._type

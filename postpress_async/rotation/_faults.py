@@ -24,9 +24,7 @@ class Refused(Protocol):
 
 R = TypeVar("R", bound=Refused)
 
-MAX_KINDS: Final = 50
-"""Kinds of fault that `Faults` lists. Rows with further kinds of fault are only counted."""
-
+MAX_KINDS: Final = 50  # kinds of fault that `Faults` lists; rows with further kinds are only counted
 _MAX_LINES: Final = 5  # line numbers that a `Fault` stores
 
 

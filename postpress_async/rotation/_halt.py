@@ -90,7 +90,6 @@ class Halt:
 
 
 def as_halt(halt: Failures | Halt | None) -> Halt:
-    """Convert a threshold to a `Halt`; None means the default."""
     if isinstance(halt, Halt):
         return halt
     return Halt() if halt is None else Halt(failures=halt)

@@ -79,25 +79,17 @@ _UNUSED_POOL: Final = "no row of the fleet would use the pool"
 
 @frozen
 class RotationInput:
-    """
-    The rows of a rotation.
-
-    Attributes:
-        finite: Whether the number of rows is certainly finite. If so, all rows can be recorded even if the
-            run ends early.
-        total: Number of rows; None if not known beforehand.
-        fleet: The input if it is a fleet, which a journal recognizes by a digest; otherwise None, and the
-            journal compares the rows one by one.
-        reread: Returns all rows, from the first; None if they can be read only once.
-        selection: The accounts whose rows these are; None for all accounts.
-    """
+    """The rows of a rotation."""
 
     rows: InputRows
-    finite: bool
-    total: int | None
+    finite: bool  # whether the input certainly ends, so that all rows can be recorded if the run ends early
+    total: int | None  # number of rows; None if not known beforehand
+    # The input if it is a fleet, which a journal recognizes by a digest. Otherwise None, and the journal
+    # compares the rows one by one.
     fleet: FleetReader | None = None
+    # Returns all rows, from the first; None if they can be read only once.
     reread: Callable[[], Iterator[Row | Refusal]] | None = None
-    selection: Selection | None = None
+    selection: Selection | None = None  # the accounts whose rows these are; None for all accounts
 
     @classmethod
     def of(cls, changes: Changes, *, pooled: Pooled) -> Self:
@@ -186,7 +178,7 @@ class RotationInput:
                 total = sum(1 for _ in reread())
             if selection is not None and total == 0:
                 raise JournalError(f"nothing was sent: the input has none of the {selection.text} in {path}")
-            journal = Journal.open(
+            journal = Journal(
                 path,
                 total=total,
                 digest=digest,
@@ -200,7 +192,7 @@ class RotationInput:
                 **options,
             )
             try:
-                if reread is not None and journal.by_row and journal.check.next_run_at is None:
+                if reread is not None and journal.by_row:
                     hashes = journal.row_hashes()
                     await hashes.check_all(reread())
                     # With the hashes, the total reaches the disk before any new row is sent.
@@ -284,7 +276,6 @@ def _check_journal_options(options: JournalOptions) -> None:
 
 
 def _check_pooled(fleet: FleetReader, needs: PoolNeeds) -> None:
-    """Raise `ValueError` if *fleet* was opened for another pool or none, or if no row would use the pool."""
     if fleet.needs is None:
         raise ValueError(f"{_UNUSED_POOL}: open it with pooled=True, or leave pool out")
     if fleet.needs.columns != needs.columns:
@@ -326,6 +317,5 @@ def _survey(fleet: FleetReader, path: str | os.PathLike[str]) -> None:
 
 
 def check_count(name: str, number: int | None) -> None:
-    """Raise `ValueError` unless *number* is None or a whole number from 1."""
     if number is not None and (type(number) is not int or number < 1):
         raise ValueError(f"{name} must be a whole number from 1, got {number!r}")

@@ -9,25 +9,16 @@ from typing import Final
 
 from attrs import Factory, define, field, frozen
 
+from postpress_async._fields import counted
 from postpress_async.errors import Applied, PostPressError, Scope
 
-MANAGED: Final = "managed "
-"""Start of an assignment that is a managed proxy."""
-
-LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")
-"""Start of an assignment that is a proxy of a pool, in journals of older versions."""
-
-NO_PROXY_LEFT: Final = "no proxy left"
-"""The error type of an account for which the pool had no proxy left."""
-
+MANAGED: Final = "managed "  # start of an assignment that is a managed proxy
+LINE_PREFIX: Final = re.compile(r"line [0-9]+ ")  # start of a pool's assignment in journals of older versions
+NO_PROXY_LEFT: Final = "no proxy left"  # error type of an account for which the pool had no proxy left
+KEY_LIFETIME: Final = 86_400.0  # default for the seconds that the API is assumed to remember a key
+# The error type of an account in doubt that is not sent again. The API may have forgotten the idempotency
+# key, so a second request could order a second managed proxy.
 KEY_EXPIRED: Final = "idempotency key expired"
-"""
-The error type of an account in doubt that is not sent again. The API may have forgotten the idempotency key,
-so a second request could order a second managed proxy.
-"""
-
-KEY_LIFETIME: Final = 86_400.0
-"""Default for the seconds that the API is assumed to remember an idempotency key."""
 
 
 def label_of(assignment: str | None) -> str | None:
@@ -103,20 +94,6 @@ class Outcome:
         return self.state is State.SKIPPED and not self.attempts and self.scope is Scope.REQUEST
 
 
-def patched_outcome(
-    ordinal: int,
-    line: int | None,
-    account_id: str,
-    attempts: int,
-    elapsed: float,
-    assignment: str | None = None,
-) -> Outcome:
-    """The outcome of an account that has its new proxy."""
-    return Outcome(
-        ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, assignment=assignment
-    )
-
-
 def failed_outcome(
     ordinal: int,
     line: int | None,
@@ -158,25 +135,6 @@ def failed_outcome(
         elapsed,
         assignment=assignment,
         error=error,
-    )
-
-
-def outcome_without_proxy(
-    ordinal: int, line: int | None, account_id: str, *, in_doubt: bool = False
-) -> Outcome:
-    """
-    The outcome if the pool had no proxy left.
-
-    *in_doubt* says whether an earlier run may have sent the account.
-    """
-    return Outcome(
-        ordinal,
-        line,
-        account_id,
-        State.UNKNOWN if in_doubt else State.SKIPPED,
-        error_type=NO_PROXY_LEFT,
-        scope=Scope.PROXY,
-        applied=Applied.UNKNOWN if in_doubt else Applied.NO,
     )
 
 
@@ -233,8 +191,8 @@ class RotationSummary:
 
     def __str__(self) -> str:
         counts = [f"{self.states[state]:,} {state}" for state in State if self.states[state]]
-        accounts = "1 account" if self.total == 1 else f"{self.total:,} accounts"
         resumed = f" ({self.resumed:,} of them in an earlier run)" if self.resumed else ""
+        accounts = counted(self.total, "account")
         return f"{accounts}: {', '.join(counts) or 'none'} in {self.elapsed:.1f} s{resumed}"
 
 
@@ -303,7 +261,6 @@ class Results(Mapping[str, Outcome]):
 
 
 def count_outcome(summary: RotationSummary, outcome: Outcome) -> None:
-    """Count the *outcome* of an account of this run in *summary*."""
     summary.states[outcome.state] += 1
     summary.attempts += outcome.attempts
     if outcome.error_type is not None:

@@ -26,7 +26,6 @@ class OutcomeQueue:
 
     @property
     def is_full(self) -> bool:
-        """Whether producers should wait."""
         return len(self._outcomes) >= self._size
 
     def put(self, outcome: Outcome) -> bool:
@@ -38,7 +37,6 @@ class OutcomeQueue:
         return True
 
     async def wait_for_room(self) -> None:
-        """Return once the queue is not full, or the reader has left."""
         while self.is_full:
             self._has_room.clear()
             await self._has_room.wait()

@@ -3,9 +3,9 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
-from attrs import define, evolve
+from attrs import define
 
 from postpress_async.errors import Applied, JournalError, NotSentError, Scope
 from postpress_async.models import ManagedProxy
@@ -13,16 +13,13 @@ from postpress_async.rotation._outcome import KEY_EXPIRED, Outcome, State
 from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._row_hashes import OrdinalLookup
 
+# The rows of the input. It may also be a function like `FleetReader.rows`, which leaves out the rows whose
+# ordinal has a nonzero byte in its argument.
 InputRows: TypeAlias = (
     Iterator[Row | Refusal] | AsyncIterator[Row | Refusal] | Callable[[bytes], Iterator[Row | Refusal]]
 )
-"""
-The rows of the input. It may also be a function like `FleetReader.rows`, which leaves out the rows whose
-ordinal has a nonzero byte in its argument.
-"""
-
-T = TypeVar("T")
 
 
 @define
@@ -30,7 +27,6 @@ class PendingRow:
     """A row to process."""
 
     row: Row | Refusal
-    maybe_sent: bool = False  # whether this or an earlier run may have sent it
     recorded: bool = False  # whether the journal has an outcome that stays true until the row is sent again
     generation: int = 0  # number of idempotency keys that it has used up
     leave_in_doubt: bool = False  # whether it is not sent because the operator must settle the doubt
@@ -44,17 +40,18 @@ class PendingRow:
 
     def unsent_outcome(self) -> Outcome:
         """The row's outcome if the run ends before the row is sent."""
-        row, state, applied, assignment = self.row, State.SKIPPED, Applied.NO, None
-        if self.maybe_sent:
-            state, applied = State.UNKNOWN, Applied.UNKNOWN
-            if isinstance(row, Row) and row.change is not None:
-                assignment = assignment_of(row.change)
-        account_id = row.account_id or ""
-        outcome = Outcome(row.ordinal, row.line, account_id, state, applied=applied, assignment=assignment)
+        row = self.row
+        row_id = row.ordinal, row.line, row.account_id or ""
         if self.in_doubt_since is None:
-            return outcome
-        error_type = KEY_EXPIRED if self.key_expired else None
-        return evolve(outcome, error_type=error_type, settled_at=self.in_doubt_since)
+            return Outcome(*row_id, State.SKIPPED, applied=Applied.NO)
+        return Outcome(
+            *row_id,
+            State.UNKNOWN,
+            applied=Applied.UNKNOWN,
+            error_type=KEY_EXPIRED if self.key_expired else None,
+            assignment=assignment_of(row.change) if isinstance(row, Row) and row.change is not None else None,
+            settled_at=self.in_doubt_since,
+        )
 
 
 def refused_outcome(row: Refusal) -> Outcome:
@@ -73,22 +70,13 @@ def refused_outcome(row: Refusal) -> Outcome:
 
 
 class PendingRows:
-    """
-    Reads the input and leaves out the rows that are done.
-
-    Args:
-        source: The input.
-        first: Rows that come before those of *source*, such as a canary.
-
-    Attributes:
-        hashes: Compares the rows with those of earlier runs; None without a journal, or if the input is
-            known to be the same.
-    """
+    """Reads *source*, after the rows in *first* such as a canary, and leaves out the rows that are done."""
 
     def __init__(self, source: InputRows, journal: Journal | None, first: Iterable[PendingRow] = ()) -> None:
         self._first: Final = deque(first)
         self._lock: Final = asyncio.Lock()  # an asynchronous generator allows only one anext() at a time
         self._journal: Final = journal
+        # Compares the rows with those of earlier runs, unless the input is known to be the same.
         self.hashes: Final = journal.row_hashes() if journal is not None and journal.by_row else None
         done, skips_done = b"", False
         if journal is not None and callable(source) and journal.check.same_input:
@@ -96,18 +84,13 @@ class PendingRows:
             done, skips_done = journal.done(), True
         if callable(source):
             source = source(done)
-        self._rows: Final = source if isinstance(source, Iterator) else None
-        self._async_rows: Final = None if isinstance(source, Iterator) else source
+        self._rows: Final = source
         entries = () if journal is None else journal.entries(skip_done=skips_done)
-        self._entries: Final = _OrdinalLookup(entries)
-        self._generations: Final = _OrdinalLookup(() if journal is None else journal.generations())
+        self._entries: Final = OrdinalLookup(entries)
+        self._generations: Final = OrdinalLookup(() if journal is None else journal.generations())
 
     async def next(self) -> PendingRow | None:
-        """
-        Return the next row; None after the last.
-
-        Raises `JournalError` if the row differs from the row that the journal has at its position.
-        """
+        """Return the next row; None after the last. Raises `JournalError` if earlier runs had another one."""
         if self._first:
             return self._first.popleft()
         while (row := await self._read()) is not None:
@@ -119,10 +102,10 @@ class PendingRows:
         return None
 
     async def _read(self) -> Row | Refusal | None:
-        if self._async_rows is None:
-            return None if self._rows is None else next(self._rows, None)
+        if isinstance(self._rows, Iterator):
+            return next(self._rows, None)
         async with self._lock:
-            return await anext(self._async_rows, None)
+            return await anext(self._rows, None)
 
     def _resume(self, row: Row | Refusal) -> PendingRow | None:
         journal = self._journal
@@ -147,7 +130,6 @@ class PendingRows:
         expired = is_managed and since is not None and since < journal.keys_expired_before
         return PendingRow(
             row,
-            since is not None,
             recorded=recorded,
             generation=generation,
             leave_in_doubt=expired or (since is not None and journal.leaves_unknown),
@@ -155,16 +137,3 @@ class PendingRows:
             in_doubt_since=since,
             key_expired=expired,
         )
-
-
-class _OrdinalLookup(Generic[T]):
-    """Looks up values in a stream sorted by ordinal. Each call of `get` must pass a higher ordinal."""
-
-    def __init__(self, values: Iterable[tuple[int, T]]) -> None:
-        self._values = iter(values)
-        self._next = next(self._values, None)
-
-    def get(self, ordinal: int) -> T | None:
-        while self._next is not None and self._next[0] < ordinal:
-            self._next = next(self._values, None)
-        return None if self._next is None or self._next[0] != ordinal else self._next[1]

@@ -52,13 +52,11 @@ class PoolNeeds:
             if tag not in self.columns:
                 advice = f"add a pool for it, or correct it; the pools are {tags}"
                 raise FieldError(self.by, f"no pool for {printable(tag[:40])}", advice)
+        fact = "a template of the pool contains it"
         for name in self.columns[tag]:
             if not (field := fields.get(name)):
-                raise FieldError(name, f"{name} missing", "a template of the pool contains it: fill it in")
+                raise FieldError(name, f"{name} missing", f"{fact}: fill it in")
             if not field.isprintable() or len(field) > _MAX_FIELD_LENGTH:
-                advice = (
-                    "a template of the pool contains it: it must be up to "
-                    f"{_MAX_FIELD_LENGTH} printable characters"
-                )
+                advice = f"{fact}: it must be up to {_MAX_FIELD_LENGTH} printable characters"
                 raise FieldError(name, f"{name} not usable", advice)
         return tag

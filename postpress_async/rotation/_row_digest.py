@@ -15,24 +15,17 @@ class KnownInput(Protocol):
     @property
     def counted(self) -> int | None:
         """Number of rows; None if not known."""
-        ...
 
     @property
     def rows_digest(self) -> bytes:
         """The `RowsDigest` of all rows."""
-        ...
 
     def rows(self) -> Iterable[Row | Refusal]:
         """Return all rows, from the first."""
-        ...
 
 
 def text_of(row: Row | Refusal) -> bytes:
-    """
-    Return bytes that are unique to the row's account and change.
-
-    The bytes contain passwords: hash them, and never store them.
-    """
+    """Return bytes unique to the row's account and change. Hash them, because they contain passwords."""
     if isinstance(row, Refusal):
         text = f"{row.account_id or ''}\0refused"
     elif row.change is None:

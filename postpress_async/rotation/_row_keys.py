@@ -35,7 +35,7 @@ class RowKeys:
         """Return the keys of a row in the run with the token *run*; *keep* is None without a journal."""
         ordinal = pending.row.ordinal
         prefix = pending.key or f"{run}-{ordinal:x}"
-        return cls(prefix, pending.generation, ordinal, keep, in_doubt=pending.maybe_sent)
+        return cls(prefix, pending.generation, ordinal, keep, in_doubt=pending.in_doubt_since is not None)
 
     @property
     def current(self) -> str:

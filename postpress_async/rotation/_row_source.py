@@ -27,18 +27,14 @@ class RowSource:
         canary: Number of rows that go first. After them, workers wait until `open` is called.
         limit: Number of rows that may be taken in this run, not counting rows that are not sent; None for no
             limit.
-
-    Attributes:
-        read: Returns the next row; None after the last. Set it before the first worker starts.
-        exhausted: Whether the last row was read.
-        is_open: Whether all workers may take rows, because the canary has passed or is empty.
     """
 
+    # Returns the next row; None after the last. Set it before the first worker starts.
     read: Callable[[], Awaitable[PendingRow | None]]
 
     def __init__(self, canary: int, limit: int | None) -> None:
-        self.exhausted: bool = False
-        self.is_open: bool = canary == 0
+        self.exhausted: bool = False  # whether the last row was read
+        self.is_open: bool = canary == 0  # whether all workers may take rows: the canary passed, or is empty
         self._canary_left = canary
         self._limit: Final = limit
         self._taken = 0
@@ -47,11 +43,7 @@ class RowSource:
         self._closed = False
 
     async def next(self) -> PendingRow | None:
-        """
-        Return the next row; None after the last, at the limit, or if `close` is called meanwhile.
-
-        Errors of the input pass through.
-        """
+        """Return the next row; None after the last, at the limit, or if `close` is called meanwhile."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - workers are tasks
         self._waiting.add(task)
@@ -97,7 +89,6 @@ class RowSource:
         self._changed.set()
 
     def open(self) -> None:
-        """Let all workers take rows, because the canary has passed or there are no more rows."""
         self.is_open = True
         self._changed.set()
 
@@ -147,17 +138,13 @@ async def draw_canary(
         canary.append(pending)
     if journal is not None:
         await journal.watermark.allow(
-            [(pending.row, pending.maybe_sent) for pending in canary if pending.is_sendable]
+            [(pending.row, pending.in_doubt_since is not None) for pending in canary if pending.is_sendable]
         )
     return others, canary
 
 
 def draw(count: int, total: int, done: bytes, seed: int) -> list[int]:
-    """
-    Draw up to *count* ordinals below *total*, and return them in ascending order.
-
-    An ordinal can be drawn if its byte in *done* is 0 or missing.
-    """
+    """Draw up to *count* ordinals below *total* whose byte in *done* is 0 or missing; return them sorted."""
     is_left = done[:total].ljust(total, b"\0").translate(_INVERTED)
     candidates = is_left.count(1)
     ranks = set(random.Random(seed).sample(range(candidates), min(count, candidates)))  # noqa: S311

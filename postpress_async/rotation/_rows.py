@@ -17,11 +17,9 @@ from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyC
 from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 
+# An account and its change. If the rotation has a pool, the change may be None or left out. With several
+# pools, the tag of the account's pool may replace the change.
 Change: TypeAlias = tuple[str, ProxyChangeLike | str | None] | str
-"""
-An account and its change. If the rotation has a pool, the change may be None or left out. With several pools,
-the tag of the account's pool may replace the change.
-"""
 
 
 @frozen(slots=False)  # for speed, like `Outcome`
@@ -110,7 +108,6 @@ def rows_of(changes: Iterable[Change], *, pooled: Pooled = False) -> Iterator[Ro
 
 
 async def arows_of(changes: AsyncIterable[Change], *, pooled: Pooled = False) -> AsyncIterator[Row | Refusal]:
-    """The asynchronous form of `rows_of`."""
     needs, ordinals = PoolNeeds.of(pooled), count()
     async for pair in changes:
         yield _row_of(next(ordinals), pair, needs)
@@ -163,7 +160,6 @@ def pairs_of(changes: object) -> Any:
 
 
 def check_pool_is_used(rows: Iterable[Row | Refusal]) -> None:
-    """Raise `ValueError` if none of *rows* needs a proxy from the pool."""
     if not uses_pool(rows):
         raise ValueError("no account would use the pool: each names a change of its own; leave pool out")
 

@@ -12,22 +12,14 @@ _FORMS: Final = "write HOST, HOST:PORT, USER@HOST or a network such as 10.1.1.0/
 
 
 class Selection:
-    """
-    The accounts of a run that takes only a part of its input.
-
-    Attributes:
-        text: What is selected, in words. Equal selections have equal texts.
-        run: Number of the run that takes the selection; None before a journal was read.
-        accounts: The selected accounts; None if the whole input is selected.
-        outside: Number of accounts that are not selected, by assignment.
-    """
+    """The accounts of a run that takes only a part of its input."""
 
     def __init__(self, text: str, patterns: Iterable[str] = ()) -> None:
         """Without *patterns*, the whole input is selected. Use `of` for patterns that a user has written."""
-        self.text: Final = text
-        self.run: int | None = None
-        self.accounts: set[str] | None = None
-        self.outside: Counter[str] = Counter()
+        self.text: Final = text  # what is selected, in words; equal selections have equal texts
+        self.run: int | None = None  # number of the run that takes the selection; None before it is known
+        self.accounts: set[str] | None = None  # None if the whole input is selected
+        self.outside: Counter[str] = Counter()  # number of accounts that are not selected, by assignment
         self._tests: Final = [_test_of(pattern) for pattern in patterns]
 
     @classmethod

@@ -5,7 +5,8 @@ import json
 
 from postpress_async._cli.event_stream import EventStream
 from postpress_async.rotation import RotationSummary
-from postpress_async.rotation._outcome import count_outcome, patched_outcome
+from postpress_async.rotation._outcome import count_outcome
+from tests.support.journals import patched_outcome
 
 
 def test_last_event_of_a_stopped_run_has_counts_and_no_outcomes() -> None:

@@ -346,7 +346,7 @@ async def test_journal_of_a_cluster_equals_that_of_a_single_machine(tmp_path: Pa
         update,
         rows_of(accounts(100).items()),
         in_flight=50,
-        journal=lambda: Journal.open(journal),
+        journal=lambda: Journal(journal),
         finite=True,
         total=100,
     ) as single:

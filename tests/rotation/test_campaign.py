@@ -20,7 +20,7 @@ from postpress_async.errors import Applied
 from postpress_async.rotation import Halt, State, _account_task, _core
 from postpress_async.rotation._account_task import AccountTask
 from postpress_async.rotation._failure_monitor import FailureMonitor
-from postpress_async.rotation._outcome import count_outcome, patched_outcome
+from postpress_async.rotation._outcome import count_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._row_keys import RowKeys
@@ -33,7 +33,7 @@ from tests.support.campaign_machine import machine
 from tests.support.campaign_nights import EVERY, draw_nights
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw, small
 from tests.support.counting_server import Conditions, Traits
-from tests.support.journals import execute_sql
+from tests.support.journals import execute_sql, patched_outcome
 
 pytestmark = pytest.mark.slow
 

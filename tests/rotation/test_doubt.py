@@ -202,7 +202,7 @@ async def test_unknown_outcome_of_this_run_is_not_failed_after_a_killed_run() ->
         on_attempt_failed=bool,
         on_cancelled=bool,
     )
-    keys = RowKeys.of("run", PendingRow(row, maybe_sent=True), None)
+    keys = RowKeys.of("run", PendingRow(row, in_doubt_since=0.0), None)
 
     outcome = await AccountTask(context, row, keys).run()
 
@@ -224,7 +224,7 @@ async def test_used_key_is_not_sent_again_after_a_killed_run_that_did_not_reach_
                     await asyncio.sleep(0)
                 rotation.stop()
         assert recorded_by_account(journal) == {"acc_1": ("skipped", "no")}
-        running = Journal.open(journal)
+        running = Journal(journal)
         copy = crash_copy(journal)
         await running.aclose()
         async with sandbox.session(retry=ONCE) as session:

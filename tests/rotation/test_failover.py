@@ -432,18 +432,6 @@ async def test_account_that_is_sent_again_counts_for_one_proxy_only(tmp_path, on
     assert summary.states == expected
 
 
-async def test_pool_works_with_a_journal_without_the_table_of_proxies(tmp_path) -> None:
-    """Older versions created such journals."""
-    journal = tmp_path / "run.sqlite3"
-    async with Sandbox(dead_proxies=[proxy_label(0)]) as sandbox, sandbox.session(retry=QUICK) as session:
-        await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)[1:]), journal=journal, limit=1)
-        query(journal, "DROP TABLE proxies")
-        outcomes, _ = await rotate(session, ["acc_1", "acc_2"], ProxyPool(proxies(2)), journal=journal)
-
-    assert outcomes["acc_2"].state is State.PATCHED
-    assert query(journal, "SELECT label, failures FROM proxies") == [("u@p0.example.net:3128", 1)]
-
-
 async def create_journal_with_first_proxy_quarantined(session: PostPressSession, journal: Path) -> None:
     """Run a rotation whose journal then has the first of two proxies in quarantine."""
     accounts = [f"acc_{number}" for number in range(4)]
@@ -451,13 +439,13 @@ async def create_journal_with_first_proxy_quarantined(session: PostPressSession,
     assert summary.quarantined == 1
 
 
-@pytest.mark.parametrize("probe_at", [True, False], ids=["this version", "a version that forgot quarantines"])
+@pytest.mark.parametrize("probe_at", [True, False], ids=["this version", "version 1"])
 async def test_quarantine_continues_in_the_next_run_until_it_is_probed(tmp_path, probe_at) -> None:
     journal, dead_proxies = tmp_path / "run.sqlite3", DeadProxies(proxy_label(0))
     async with Sandbox(dead_proxies=dead_proxies) as sandbox, sandbox.session(retry=QUICK) as session:
         await create_journal_with_first_proxy_quarantined(session, journal)
         if not probe_at:
-            query(journal, "ALTER TABLE proxies DROP COLUMN probe_at")
+            query(journal, "UPDATE proxies SET probe_at = NULL")
         before = dead_proxies.requests[proxy_label(0)]
         _, summary = await rotate(session, ["acc_8"], ProxyPool(proxies(2)), journal=journal, every=0)
 

@@ -8,7 +8,8 @@ import pytest
 from postpress_async import Outcome, errors
 from postpress_async.rotation._failure_monitor import WINDOW, FailureMonitor
 from postpress_async.rotation._halt import Halt, as_halt
-from postpress_async.rotation._outcome import State, failed_outcome, outcome_without_proxy, patched_outcome
+from postpress_async.rotation._outcome import NO_PROXY_LEFT, State, failed_outcome
+from tests.support.journals import patched_outcome
 
 
 def patched(account: str = "acc_1") -> Outcome:
@@ -141,7 +142,7 @@ def test_skipped_accounts_are_not_failures() -> None:
 
     refused = Outcome(0, 1, "", State.SKIPPED, error_type="port out of range", scope=errors.Scope.REQUEST)
     assert monitor.observe(refused) is None
-    assert monitor.observe(outcome_without_proxy(0, 1, "acc_1")) is None
+    assert monitor.observe(Outcome(0, 1, "acc_1", State.SKIPPED, error_type=NO_PROXY_LEFT)) is None
     assert monitor.observe(Outcome(0, 1, "acc_1", State.SKIPPED, applied=errors.Applied.NO)) is None
     assert monitor.tried == 0
 

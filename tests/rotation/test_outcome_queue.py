@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from postpress_async import Outcome
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._outcome_queue import OutcomeQueue
+from tests.support.journals import patched_outcome
 
 
 def outcome(ordinal: int) -> Outcome:

@@ -149,7 +149,7 @@ async def test_resumed_run_uses_the_renewed_key_of_a_managed_change(journal) -> 
         used_keys.append(keys.current)
         return AccountPatched(account_id)
 
-    opener = partial(Journal.open, journal)
+    opener = partial(Journal, journal)
     rows = [Row(0, None, "acc_1", US)]
     with pytest.raises(KeyError):
         await run(Rotation(crash, iter(rows), in_flight=1, journal=opener))
@@ -221,7 +221,7 @@ async def test_key_revoked_during_a_run_halts_it_and_fails_no_account(type_, jou
     """Requests in flight are refused, too. The next run sends all of these accounts."""
     accounts = [f"acc_{number}" for number in range(300)]
     first = Stub(**{account: api_error(type_) for account in accounts[200:]})
-    opener = partial(Journal.open, journal)
+    opener = partial(Journal, journal)
     halt = Halt(failures="never")
 
     rotation = await run(
@@ -369,7 +369,7 @@ async def test_error_of_the_input_is_raised_after_requests_in_flight_complete(jo
             yield row
 
     source = abroken() if asynchronous else broken()
-    opener = partial(Journal.open, journal)
+    opener = partial(Journal, journal)
     with pytest.raises(ValueError, match="the input broke"):
         await run(Rotation(Stub(), source, in_flight=3, journal=opener))
 
@@ -643,7 +643,7 @@ async def test_rotation_ends_although_its_input_stops_it_and_then_waits_forever(
         await stopped.wait()
         return await Stub()(account_id, change, *rest)
 
-    opener = partial(Journal.open, journal)
+    opener = partial(Journal, journal)
     rotation = Rotation(update, rows_with_a_stop(), in_flight=4, journal=opener)
     async with asyncio.timeout(5), rotation:
         account_ids = [outcome.account_id async for outcome in rotation]

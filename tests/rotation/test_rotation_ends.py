@@ -285,7 +285,7 @@ async def test_on_unknown_report_does_not_send_accounts_in_doubt(journal) -> Non
     timeout = api_error("request_timeout", applied=errors.Applied.UNKNOWN, attempts=(object(),))
     await collect(make_rotation(Stub(acc_2=timeout), journal))
     second = Stub()
-    opener = partial(Journal.open, journal, on_unknown="report")
+    opener = partial(Journal, journal, on_unknown="report")
     rotation = Rotation(second, managed_rows(), in_flight=3, finite=True, journal=opener)
     await collect(rotation)
 
@@ -301,12 +301,12 @@ async def test_on_unknown_report_does_not_send_accounts_that_a_killed_run_may_ha
         stopped.stop()
         await stopped.run()
     assert set(states_by_account(journal).values()) == {"skipped"}
-    running = Journal.open(journal)
+    running = Journal(journal)
     copy = crash_copy(journal)
     await running.aclose()
 
     last_stub = Stub()
-    opener = partial(Journal.open, copy, on_unknown="report")
+    opener = partial(Journal, copy, on_unknown="report")
     last = Rotation(last_stub, managed_rows(), in_flight=3, journal=opener)
     await collect(last)
 
@@ -436,7 +436,7 @@ async def test_used_key_is_remembered_by_a_run_that_does_not_reach_the_account(j
             await rotation.run()
         assert rotation.summary.states == {State.PATCHED: 1, State.SKIPPED: 1}
     third = Stub()
-    opener = partial(Journal.open, journal)
+    opener = partial(Journal, journal)
     await collect(Rotation(third, managed_rows(["acc_0", "acc_1"]), in_flight=1, journal=opener))
 
     generations = [str(key).rsplit("-", 1)[1] for key in third.keys]

@@ -13,10 +13,10 @@ from postpress_async.errors import Applied
 from postpress_async.rotation import State
 from postpress_async.rotation._failure_monitor import MAX_FAILED_CONNECTS, FailureMonitor
 from postpress_async.rotation._halt import Halt
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.sandbox import Sandbox
 from tests.support import KEY
 from tests.support.command_line import run
+from tests.support.journals import patched_outcome
 from tests.support.rotations import US
 from tests.support.rotations import run as run_rotation
 from tests.support.virtual_world import in_virtual_time, now

@@ -257,16 +257,15 @@ class Player:
 @contextmanager
 def _report_open(report: RunReport) -> Iterator[None]:
     """Store in *report* whether the run opens its journal, and whether it leaves a complete run alone."""
-    open_journal = Journal.open
 
     def opened(*args: Any, **options: Any) -> Journal:
-        journal = open_journal(*args, **options)
+        journal = Journal(*args, **options)
         report.opened = True
         # Stored at once, because a killed run cannot report it.
         report.left_alone = journal.check.next_run_at is not None
         return journal
 
-    with patch.object(Journal, "open", opened):
+    with patch("postpress_async.rotation._input.Journal", opened):
         yield
 
 

@@ -57,6 +57,20 @@ def outcome(ordinal: int, state: State = State.PATCHED, **other: object) -> Outc
     return Outcome(ordinal, ordinal + 2, state=state, **(facts | other))  # type: ignore[arg-type]
 
 
+def patched_outcome(
+    ordinal: int,
+    line: int | None,
+    account_id: str,
+    attempts: int,
+    elapsed: float,
+    assignment: str | None = None,
+) -> Outcome:
+    """The outcome of an account that has its new proxy."""
+    return Outcome(
+        ordinal, line, account_id, State.PATCHED, attempts, 200, elapsed=elapsed, assignment=assignment
+    )
+
+
 def refused(ordinal: int) -> Outcome:
     """The outcome of an account with an invalid row."""
     return outcome(ordinal, State.SKIPPED, error_type="port out of range", scope=Scope.REQUEST)
@@ -94,12 +108,12 @@ def execute_sql(path: Path, statement: str, *values: object) -> None:
 _PROGRAM = """
 import asyncio, os, sys
 from postpress_async.rotation.journal import Journal
-from postpress_async.rotation._outcome import patched_outcome
+from postpress_async.rotation import Outcome, State
 
 async def main():
-    journal = Journal.open(sys.argv[1])
+    journal = Journal(sys.argv[1])
     for ordinal in range(20):
-        journal.record(patched_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
+        journal.record(Outcome(ordinal, ordinal + 2, f"acc_{ordinal}", State.PATCHED, 1, 200, elapsed=0.1))
     await journal.record_generation(0, 1)
     print("written", flush=True)
     await asyncio.Event().wait()

@@ -58,7 +58,7 @@ def make_rotation(
     update: Update, journal: Path | None = None, in_flight: int = 3, **options: Any
 ) -> Rotation:
     """A rotation over `managed_rows`."""
-    opener = None if journal is None else partial(Journal.open, journal)
+    opener = None if journal is None else partial(Journal, journal)
     return Rotation(update, managed_rows(), in_flight=in_flight, journal=opener, finite=True, **options)
 
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._outcome import KEY_LIFETIME, Outcome, State
@@ -95,15 +95,33 @@ class Entry(NamedTuple):
 
 
 class Journal:
-    """The journal (a checkpoint file) of a rotation; made by `open`, closed by `aclose`."""
+    """The journal (a checkpoint file) of a rotation; close it with `aclose`."""
 
     def __init__(
-        self, path: Path, request: RunRequest, *, in_flight: int | None, key_lifetime: float
+        self,
+        path: str | os.PathLike[str],
+        *,
+        in_flight: int | None = None,
+        key_lifetime: float = KEY_LIFETIME,
+        **options: Any,
     ) -> None:
-        """Use `open`."""
+        """
+        Open the journal at *path*, or create it, for one run.
+
+        Args:
+            path: Path of the file.
+            in_flight: Number of accounts in flight at once, which sizes the commits; None if not known.
+            key_lifetime: Seconds for which the API remembers an idempotency key.
+            options: Attributes of the `RunRequest`.
+
+        Raises:
+            JournalNotWritableError: The file cannot be written, or another run has it open.
+            JournalError: The file is not a journal, has another input, target or API key, or lacks its -wal.
+        """
+        path = Path(path)
         self.path: Final = path
-        # Whether accounts in doubt are only reported, not sent again.
-        self.leaves_unknown: Final = request.on_unknown == "report"
+        request = RunRequest(**options)
+        self.leaves_unknown: Final = request.on_unknown == "report"  # accounts in doubt are not sent again
         # The API may have forgotten an idempotency key that was used before this Unix time.
         self.keys_expired_before: Final = time.time() - key_lifetime
         self._done_condition: Final = DONE[request.on_unknown]
@@ -122,9 +140,9 @@ class Journal:
                 self.check: Final = check(path, connection, request)
                 _prepare_run(connection, request, self.check, created=created)
                 sends_requests = self.check.next_run_at is None
-                in_doubt_below = 0.0
+                self.in_doubt_below = 0.0  # rows without an outcome below this ordinal may have been sent
                 if sends_requests:
-                    in_doubt_below = begin_run(connection, retry_failed=request.on_failed == "retry")
+                    self.in_doubt_below = begin_run(connection, retry_failed=request.on_failed == "retry")
                 checkpoint(connection, "FULL")  # before anything is sent
                 # The writer thread uses the other connection.
                 self._reader: Final = stack.enter_context(JournalReader(path))
@@ -132,50 +150,20 @@ class Journal:
                 has_hashes = connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone() is not None
                 self._starts: Final = starts_of(run.get("starts"))
                 self._crashes: Final = read_crashes(run)
-                self.watermark: Final = SendWatermark(
-                    Writer(path, connection, self._lock.inode, in_flight),
-                    read_watermark(run),
-                    max(FIRST_WATERMARK, in_flight or 0),
-                )
+                shortest_step = max(FIRST_WATERMARK, in_flight or 0)
+                self._writer: Final = Writer(path, connection, self._lock.inode, in_flight)
+                self.watermark: Final = SendWatermark(self._writer, read_watermark(run), shortest_step)
             except DAMAGE as error:
                 raise damage_error(path, error) from None
             stack.pop_all()
-        self._writer: Final = self.watermark.writer
         self.resumed: Final = not created and not self.check.starts_run
         # Whether each row must be compared with the row that earlier runs had at its position.
-        self.by_row: Final = (
-            not self.check.same_input and sends_requests and (request.by_row or (has_hashes and self.resumed))
-        )
-        # The ordinal below which rows without an outcome may have been sent.
-        self.in_doubt_below: Final = in_doubt_below
+        compares_rows = request.by_row or (has_hashes and self.resumed)
+        self.by_row: Final = compares_rows and sends_requests and not self.check.same_input
         self.run: Final[str] = run["token"]  # prefix of the run's idempotency keys
         self.number: Final[int] = run["id"]  # number of the run, from 1
         self._of_input: Final = of_input(run)
         self._began: Final = float(run.get("began") or 0)
-
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        in_flight: int | None = None,
-        key_lifetime: float = KEY_LIFETIME,
-        **request: Any,
-    ) -> Self:
-        """
-        Open the journal at *path*, or create it, for one run.
-
-        Args:
-            path: Path of the file.
-            in_flight: Number of accounts in flight at once, which sizes the commits; None if not known.
-            key_lifetime: Seconds for which the API remembers an idempotency key.
-            request: Attributes of the `RunRequest`.
-
-        Raises:
-            JournalNotWritableError: The file cannot be written, or another run has it open.
-            JournalError: The file is not a journal, has another input, target or API key, or lacks its -wal.
-        """
-        return cls(Path(path), RunRequest(**request), in_flight=in_flight, key_lifetime=key_lifetime)
 
     def done_counts(self) -> Counter[State]:
         """Number of accounts in the input that this run does not send, by state."""
@@ -219,7 +207,6 @@ class Journal:
             yield ordinal, (generation, key)
 
     def row_hashes(self) -> RowHashes:
-        """Return an object that compares rows, in the order of the input, with those of earlier runs."""
         [(key,)] = self._reader.ask("SELECT value FROM run WHERE name = 'key'")
         sql = f"SELECT * FROM changes WHERE first > ? ORDER BY first LIMIT {_BLOCKS}"
         return RowHashes(self.path, self._writer, key, self._reader.in_chunks(sql))
@@ -278,12 +265,10 @@ class Journal:
         self.record_total(total)
 
     def record_total(self, total: int | None) -> None:
-        """Record the number of accounts; None if it is not known."""
         if total is not None:
             self._writer.put(_TOTAL, (total,))
 
     def record_halt(self, reason: str) -> None:
-        """Record why the run stopped by itself."""
         self._writer.put(set_fact("halted"), (reason,))
 
     def record_interruption(self) -> None:

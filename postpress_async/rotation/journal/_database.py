@@ -22,7 +22,6 @@ from postpress_async._version import __version__
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation.journal._schema import (
     CURRENT_RUN,
-    LATER_ADDITIONS,
     MIGRATION,
     SCHEMA,
     V1_VIEWS,
@@ -58,11 +57,9 @@ _NOT_WRITABLE: Final = {
 
 
 def damage_error(path: Path, error: Exception) -> JournalError:
-    """Return the exception for an *error* of `DAMAGE`: the file cannot be written, or it is damaged."""
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE:  # the low byte is the primary code
-        return JournalNotWritableError(
-            f"{path} cannot be written ({error}): fix that, then run the same command again"
-        )
+        advice = "fix that, then run the same command again"
+        return JournalNotWritableError(f"{path} cannot be written ({error}): {advice}")
     return JournalError(f"{path} is damaged ({error}): name another journal")
 
 
@@ -88,11 +85,6 @@ def connect(path: Path) -> tuple[sqlite3.Connection, bool]:
                 accept(connection, lost=commits <= 0)
             if _version(connection) < VERSION:
                 connection.executescript(MIGRATION)
-        with connection:
-            for sql in LATER_ADDITIONS:
-                connection.execute(sql)
-        if "probe_at" not in [column for _, column, *_ in connection.execute("PRAGMA table_info(proxies)")]:
-            connection.execute("ALTER TABLE proxies ADD COLUMN probe_at REAL")
     except BaseException:
         connection.close()
         raise
@@ -108,12 +100,6 @@ def is_empty(path: Path, connection: sqlite3.Connection) -> bool:
     if _version(connection) not in {1, VERSION}:
         raise JournalError(f"{path} is from a newer postpress-async: update it, or name another journal")
     return False
-
-
-def has_table(connection: sqlite3.Connection, name: str) -> bool:
-    """Whether the journal has the table *name*; older versions created fewer tables."""
-    sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
-    return connection.execute(sql, (name,)).fetchone() is not None
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -136,8 +122,7 @@ def add_views(connection: sqlite3.Connection, run: int | None = None) -> None:
 
 
 def insert_run(connection: sqlite3.Connection) -> None:
-    """Insert a run that has sent nothing, with a new token."""
-    token = secrets.token_hex(12)
+    token = secrets.token_hex(12)  # so the idempotency keys differ from those of all earlier runs
     connection.execute("INSERT INTO runs (token, state) VALUES (?, 'running')", (token,))
     connection.execute(SET_WATERMARK, (FIRST_WATERMARK,))
 
@@ -154,7 +139,6 @@ def read_run(connection: sqlite3.Connection) -> dict[str, Any]:
 
 @cache  # the writer compares statements by identity
 def set_fact(column: str) -> str:
-    """Return the SQL statement that sets a column of the latest run."""
     return f"UPDATE runs SET {column} = ? WHERE id = {CURRENT_RUN}"
 
 
@@ -208,8 +192,9 @@ def accept(connection: sqlite3.Connection, *, lost: bool = False) -> None:
 
 def needs_log(connection: sqlite3.Connection) -> bool:
     """Whether the file needs a -wal that this *connection* does not see."""
-    sql = "SELECT 1 FROM run WHERE name = ?"
-    return has_table(connection, "run") and connection.execute(sql, (LOG_NEEDED,)).fetchone() is not None
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'run'").fetchone() is None:
+        return False  # an empty database, or one that is no journal
+    return connection.execute("SELECT 1 FROM run WHERE name = ?", (LOG_NEEDED,)).fetchone() is not None
 
 
 def refuse_lost_log(path: Path) -> None:
@@ -226,7 +211,6 @@ def refuse_lost_log(path: Path) -> None:
 
 
 def lost_log(path: Path) -> JournalError:
-    """Return the error for a journal without the -wal that it needs."""
     return JournalError(
         f"{path} is incomplete: {path.name}-wal is missing, or belongs to another journal. It has the "
         "latest outcomes of a run that was killed. Put it back beside the journal. If it is lost for good, "

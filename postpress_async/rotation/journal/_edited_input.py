@@ -15,11 +15,12 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from postpress_async._fields import counted
 from postpress_async.rotation._outcome import MANAGED
 from postpress_async.rotation._pool import assignment_of
 from postpress_async.rotation._row_digest import KnownInput, RowsDigest
 from postpress_async.rotation._rows import Refusal
-from postpress_async.rotation.journal._database import FIRST_WATERMARK, delete_marks, has_table, set_marks
+from postpress_async.rotation.journal._database import FIRST_WATERMARK, delete_marks, set_marks
 from postpress_async.rotation.journal._recovery import OF_THIS_RUN, REFUSED, UPDATE, may_have_sent
 from postpress_async.rotation.journal._schema import CURRENT_RUN
 
@@ -119,7 +120,7 @@ def compare(
         count, end = recorded + 1, first.ordinal + 1
         for row in unread:
             count, end = count + 1, row.ordinal + 1
-        return Edit(number_of(count - recorded, "row", "more"), count, end, first.ordinal)
+        return Edit(f"{counted(count - recorded, 'row')} more", count, end, first.ordinal)
     count = end = 0
 
     def positions() -> Iterator[tuple[str, int, int | None, str | None]]:
@@ -176,23 +177,21 @@ def _facts(connection: sqlite3.Connection, more: int) -> str:
         account = f"another account: {present[0]} instead of" if present else "not"
         facts.append(f"row {ordinal + 1} is {account} {account_id}")
     if removed:
-        facts.append(number_of(removed, "account", "removed"))
+        facts.append(f"{counted(removed, 'account')} removed")
     if more + removed:
-        facts.append(number_of(more + removed, "row", "more"))
+        facts.append(f"{counted(more + removed, 'row')} more")
     return "; ".join(facts or ["a row has another change, or another account that no run has reached"])
 
 
 def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | None:
     died = "under way" in run or "reached" not in run
-    # Early versions had no such table: a dead run may have sent accounts that are recorded as skipped.
-    is_old = died and not has_table(connection, "covered")
-    if is_old or may_have_sent(connection.execute, run, died=died):
+    if may_have_sent(connection.execute, run, died=died):
         return (
             "A run that was killed may have sent accounts that it did not record: use that input again first "
             "(rows may be appended)"
         )
     # The hashes belong to positions that would change, and an iterable may contain an account twice.
-    if has_table(connection, "changes") and connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
+    if connection.execute("SELECT 1 FROM changes LIMIT 1").fetchone():
         return USE_AGAIN
     for (account_id,) in connection.execute(_CONFLICT):
         return (
@@ -200,8 +199,3 @@ def _obstacle(connection: sqlite3.Connection, run: Mapping[str, Any]) -> str | N
             "use its old row again to resume the run"
         )
     return None
-
-
-def number_of(count: int, noun: str, what: str) -> str:
-    """Return, for example, ``1 row more`` or ``3 rows more``."""
-    return f"{count:,} {noun if count == 1 else noun + 's'} {what}"

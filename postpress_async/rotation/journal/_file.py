@@ -26,11 +26,9 @@ else:
     _IS_LINUX: Final = sys.platform == "linux"
     _LAYOUT: Final = "hhqqi" if _IS_LINUX else "qqihh"
 
+# The byte that is locked. SQLite stores no data in the page at 0x40000000, and locks the first 512 bytes of
+# it. This byte is behind them.
 BYTE: Final = 0x4000_0000 + 1_024
-"""
-The byte that is locked. SQLite stores no data in the page at 0x40000000, and locks the first 512 bytes of it.
-This byte is behind them.
-"""
 
 Inode = tuple[int, int]
 
@@ -136,7 +134,6 @@ def lock(path: Path, file: JournalFile) -> None:
 
 
 def refuse_shared(path: Path, file: JournalFile, *, in_use: bool) -> None:
-    """Raise an error if another run has the journal open, or if the file has several hard links."""
     if in_use:
         raise JournalNotWritableError(
             f"{path} is in use by another run: wait for it, or name another journal"

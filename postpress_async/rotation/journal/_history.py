@@ -130,10 +130,8 @@ def changes_of(view: JournalReader, account_id: str, run: int | None = None) -> 
 
     def convert(rows: list[Any]) -> list[AccountChange]:
         return [
-            AccountChange(
-                int(run), float(settled_at), State(state), view.text(assignment), *map(view.text, rest)
-            )
-            for run, settled_at, state, assignment, *rest in rows
+            AccountChange(int(run), float(settled_at), State(state), *map(view.text, rest))
+            for run, settled_at, state, *rest in rows
         ]
 
     return view.read(convert, _CHANGES, account_id, run)
@@ -146,8 +144,7 @@ def assignments_of(
     Yield the latest assignment of each account, from the newest run to the oldest.
 
     Only runs with a number below *before* are read. If *possible*, yield every assignment that the account
-    may
-    have: after one that may not have been applied, the next older one, too.
+    may have: after one that may not have been applied, the next older one, too.
     """
     finished: set[int] = set()  # hashes of account ids, which take half the memory of the ids
     in_doubt: set[int] = set()  # hashes of accounts that a later run may have changed

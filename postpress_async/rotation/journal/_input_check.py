@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import secrets
 import sqlite3
 import sys
 import time
@@ -13,11 +12,12 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from postpress_async._fields import counted
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import KnownInput
 from postpress_async.rotation._selection import Selection
 from postpress_async.rotation.journal._database import read_run
-from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare, number_of
+from postpress_async.rotation.journal._edited_input import IN_INPUT, USE_AGAIN, Edit, compare
 from postpress_async.rotation.journal._recovery import REFUSED, OnFailed, OnUnknown, done_condition
 from postpress_async.secret import Secret
 
@@ -71,13 +71,14 @@ class InputCheck:
 def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> InputCheck:
     """Compare *request* with the journal at *path*; raise `JournalError` if the run must not start."""
     run = read_run(connection)
-    salt = run.get("salt") or secrets.token_bytes(16)  # an old journal that is only read has no salt
+    if not {"key", "salt"} <= run.keys():
+        raise ValueError("it has no key or no salt")  # callers report it as damage
+    salt = run["salt"]
     facts, same_key = _check_sender(path, connection, run, salt, request)
     selection, every = request.selection, request.every
     done = f"({done_condition(request.on_unknown, request.on_failed)} OR {REFUSED}) AND {of_input(run)}"
-    [(done_count, last_outcome_at)] = connection.execute(
-        f"SELECT count(*), max(settled_at) FROM latest WHERE {done}"
-    )
+    sql = f"SELECT count(*), max(settled_at) FROM latest WHERE {done}"
+    [(done_count, last_outcome_at)] = connection.execute(sql)
     recorded = recorded_rows(connection.execute, run)
     # Number of accounts that the latest run still has to send.
     remaining = max(recorded - done_count, 0) if recorded else None
@@ -117,7 +118,7 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
         raise JournalError(f"{error}. {_HOW_TO_START}") from None
     difference = None if edit is None else edit.facts
     if request.by_row and request.total is not None and recorded is not None and request.total > recorded:
-        difference = number_of(request.total - recorded, "row", "more")
+        difference = f"{counted(request.total - recorded, 'row')} more"
     is_done = remaining == 0 and difference is None
     if request.digest is not None and ("input" not in run or edit is not None):
         facts["input"] = _stretch(request.digest, salt)

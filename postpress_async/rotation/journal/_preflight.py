@@ -44,7 +44,7 @@ class Progress:
 
 
 def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress:
-    """Read the `Progress` of a run; raise the errors of `Journal.open` that can be found without writing."""
+    """Read the `Progress` of a run; raise the errors of `Journal` that can be found without writing."""
     path = Path(path)
     with ExitStack() as stack:
         file = open_file(path, create=False)
@@ -66,9 +66,8 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
             rows = f"FROM latest WHERE {done} AND {comparison.of_input}"
             [(count,)] = connection.execute(f"SELECT count(*) {rows}")
             ordinals = bytearray(request.total or 0)
-            for (ordinal,) in connection.execute(
-                f"SELECT ordinal {rows} AND ordinal BETWEEN 0 AND ?", (len(ordinals) - 1,)
-            ):
+            sql = f"SELECT ordinal {rows} AND ordinal BETWEEN 0 AND ?"
+            for (ordinal,) in connection.execute(sql, (len(ordinals) - 1,)):
                 ordinals[ordinal] = 1
             accounts = connection.execute(
                 f"SELECT assignment, count(*) {rows} AND assignment NOT NULL "
@@ -94,17 +93,12 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
 def _quarantines(
     connection: sqlite3.Connection, comparison: InputCheck
 ) -> dict[str, tuple[float, float | None]]:
-    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(proxies)")}
-    if not columns:  # a journal of an early version
-        return {}
     recorded = read_run(connection).get("pool")
     # A run with a changed pool probes quarantined proxies at once.
     is_same_pool = comparison.facts.get("pool", recorded) == recorded
-    probe_at = "NULL" if "probe_at" not in columns else "probe_at" if is_same_pool else "quarantined_at"
-    rows = connection.execute(
-        f"SELECT label, quarantined_at, {probe_at} FROM proxies WHERE quarantined_at NOT NULL"
-    )
-    return {label: (began, probe_at) for label, began, probe_at in rows}
+    probe_at = "probe_at" if is_same_pool else "quarantined_at"
+    sql = f"SELECT label, quarantined_at, {probe_at} FROM proxies WHERE quarantined_at NOT NULL"
+    return {label: (began, probe_at) for label, began, probe_at in connection.execute(sql)}
 
 
 def known_row_count(path: str | os.PathLike[str], digest: bytes) -> int | None:

@@ -211,7 +211,6 @@ class JournalReader:
             self.ask("ROLLBACK")
 
     def outcomes(self, states: Collection[State] = ()) -> Iterator[Outcome]:
-        """See `JournalView.outcomes`."""
         wanted = tuple(states)
         condition = f"AND state IN ({', '.join('?' * len(wanted))}) " if wanted else ""
         sql = f"SELECT * FROM latest WHERE ordinal > ? {condition}ORDER BY ordinal LIMIT {CHUNK}"

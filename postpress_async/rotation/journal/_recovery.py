@@ -18,7 +18,6 @@ from typing import Any, Final, Literal, TypeAlias
 from postpress_async.rotation.journal._database import (
     FIRST_WATERMARK,
     delete_marks,
-    has_table,
     insert_run,
     read_run,
     set_fact,
@@ -104,11 +103,7 @@ def done_condition(on_unknown: OnUnknown, on_failed: OnFailed) -> str:
 
 
 def start_run(connection: sqlite3.Connection, keep: int | None) -> None:
-    """
-    Insert a new run, within the caller's transaction, and delete all but the latest *keep* runs if not None.
-
-    The run has a new token, so its idempotency keys differ from those of all earlier runs.
-    """
+    """Insert a new run within the caller's transaction, and keep only the latest *keep* runs if not None."""
     insert_run(connection)
     connection.execute(
         "UPDATE runs SET (target, api_key) = "
@@ -132,8 +127,6 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
     stays in doubt. The new key is safe then: only an account with a custom proxy is `failed` while in doubt.
     """
     with connection:
-        had_table = has_table(connection, "covered")
-        connection.execute("CREATE TABLE IF NOT EXISTS covered (ordinal INTEGER PRIMARY KEY)")
         run = read_run(connection)
         watermark, died = read_watermark(run), "under way" in run
         # If the watermark is unknown (infinite), every row without an outcome is in doubt.
@@ -143,9 +136,7 @@ def begin_run(connection: sqlite3.Connection, *, retry_failed: bool) -> float:
             set_marks(connection, {"doubts": json.dumps([*read_crashes(run), (watermark, last)])})
             connection.execute(f"{UPDATE} settled_at = ? {_COVERED}", (last,))
         connection.execute("DELETE FROM covered")  # so that accounts covered by a run that died stay unknown
-        # Skipped accounts may have been sent if an early version, without this table, wrote the journal, or
-        # if the latest commits are lost.
-        if died and (not had_table or watermark == math.inf):
+        if died and watermark == math.inf:  # commits are lost, so skipped accounts may have been sent
             connection.execute(_IN_DOUBT, (0, in_doubt_below))
         # The API may have stored the response for a key, so an account that got a response needs a new key.
         # The new key is on disk before the run sends anything, so it is known if this run dies.

@@ -10,22 +10,35 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from postpress_async.errors import JournalError
 from postpress_async.rotation._row_digest import text_of
 from postpress_async.rotation._rows import Refusal, Row
 from postpress_async.rotation.journal._writer import Writer
 
+# Bytes of a row's hash, so that one changed row in four billion is not detected. With longer hashes, anyone
+# who can read the journal could confirm a guessed password.
 SIZE: Final = 4
-"""
-Bytes of a row's hash, so that one changed row in four billion is not detected. With longer hashes, anyone who
-can read the journal could confirm a guessed password.
-"""
-
 _INSERT: Final = "INSERT OR REPLACE INTO changes VALUES (?, ?)"
 _BLOCK: Final = 4_096  # maximum number of hashes in one row of the table
 _YIELD_EVERY: Final = 500  # rows to compare before other tasks of the event loop may run
+
+
+T = TypeVar("T")
+
+
+class OrdinalLookup(Generic[T]):
+    """Looks up values in a stream sorted by ordinal. Each call of `get` must pass a higher ordinal."""
+
+    def __init__(self, values: Iterable[tuple[int, T]]) -> None:
+        self._values: Final = iter(values)
+        self._next = next(self._values, None)
+
+    def get(self, ordinal: int) -> T | None:
+        while self._next is not None and self._next[0] < ordinal:
+            self._next = next(self._values, None)
+        return None if self._next is None or self._next[0] != ordinal else self._next[1]
 
 
 class RowHashes:
@@ -36,8 +49,7 @@ class RowHashes:
         self._path: Final = path
         self._writer: Final = writer
         self._key: Final = key
-        self._stored: Final = _unpack(stored)
-        self._next = next(self._stored, None)
+        self._stored: Final = OrdinalLookup(_unpack(stored))
         self._put_blocks = 0  # number of blocks given to the writer
         self._committed_blocks = 0  # number of blocks that are on disk
 
@@ -81,11 +93,9 @@ class RowHashes:
         return blake2b(text_of(row), digest_size=SIZE, key=self._key).digest()
 
     def _is_known(self, row: Row | Refusal, digest: bytes) -> bool:
-        while self._next is not None and self._next[0] < row.ordinal:
-            self._next = next(self._stored, None)
-        if self._next is None or self._next[0] != row.ordinal:
+        if (stored := self._stored.get(row.ordinal)) is None:
             return False
-        if self._next[1] != digest:
+        if stored != digest:
             account = f" ({row.account_id})" if row.account_id else ""
             raise JournalError(
                 f"{self._path} belongs to another input: row {row.ordinal + 1}{account} is another "

@@ -33,6 +33,12 @@ CREATE VIEW latest AS SELECT {OUTCOME_COLUMNS.replace(" ", ", ")} FROM outcomes 
 SCHEMA: Final = f"""
 CREATE TABLE run (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 CREATE TABLE generations (ordinal INTEGER PRIMARY KEY, generation INTEGER NOT NULL, key TEXT);
+CREATE TABLE covered (ordinal INTEGER PRIMARY KEY);
+CREATE TABLE changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL);
+CREATE TABLE proxies (
+    label TEXT PRIMARY KEY, failures INTEGER NOT NULL, quarantined_at REAL, probe_at REAL
+) WITHOUT ROWID;
+INSERT INTO run VALUES ('key', randomblob(16)), ('salt', randomblob(16));
 {_RUNS} {_OUTCOMES} {_LATEST}
 """
 """
@@ -78,6 +84,7 @@ ALTER TABLE outcomes RENAME TO old;
 INSERT INTO outcomes SELECT 1, {_V1_OUTCOMES} FROM old;
 DROP TABLE old;
 ALTER TABLE generations ADD COLUMN key TEXT;
+ALTER TABLE proxies ADD COLUMN probe_at REAL;
 DELETE FROM run WHERE name IN ({", ".join(f"'{name}'" for name in _FACTS.values())});
 {_LATEST}
 PRAGMA user_version = {VERSION};
@@ -87,6 +94,7 @@ V1_VIEWS: Final = f"""
 CREATE TEMP VIEW runs AS {_FIRST_RUN};
 CREATE TEMP VIEW latest AS SELECT {_V1_OUTCOMES} FROM main.outcomes;
 CREATE TEMP VIEW outcomes AS SELECT 1 AS run, * FROM latest;
+CREATE TEMP VIEW proxies AS SELECT *, NULL AS probe_at FROM main.proxies;
 """
 """SQL statements with which a journal of version 1 is read like one of the present version."""
 
@@ -99,13 +107,3 @@ CREATE TEMP VIEW run AS SELECT * FROM main.run WHERE {run:d} = (SELECT max(id) F
 CREATE TEMP VIEW proxies AS SELECT * FROM main.proxies WHERE {run:d} = (SELECT max(id) FROM main.runs);
 {_LATEST.replace("CREATE VIEW", "CREATE TEMP VIEW")}
 """
-
-
-LATER_ADDITIONS: Final = (
-    """CREATE TABLE IF NOT EXISTS proxies (
-        label TEXT PRIMARY KEY, failures INTEGER NOT NULL, quarantined_at REAL, probe_at REAL
-    ) WITHOUT ROWID""",
-    "CREATE TABLE IF NOT EXISTS changes (first INTEGER PRIMARY KEY, hashes BLOB NOT NULL)",
-    "INSERT OR IGNORE INTO run VALUES ('key', randomblob(16)), ('salt', randomblob(16))",
-)
-"""SQL statements that add what journals of early versions lack: pools, row hashes, and the key for hashes."""

@@ -9,16 +9,14 @@ from typing import Final
 
 from attrs import frozen
 
+from postpress_async._fields import counted
 from postpress_async.errors import Scope
 from postpress_async.rotation._outcome import KEY_EXPIRED, KEY_LIFETIME, MANAGED, State
 from postpress_async.rotation.journal._reading import LATEST, JournalReader, printable
 from postpress_async.rotation.journal._recovery import may_have_sent
 
-MAX_ERRORS: Final = 100
-"""Number of error types to list, because the API may send any number. The most frequent ones are listed."""
-
-SENT: Final = "attempts > 0"
-"""SQL condition for accounts that were sent. The others have an invalid row, or the run ended first."""
+MAX_ERRORS: Final = 100  # error types to list, the most frequent ones: the API may send any number
+SENT: Final = "attempts > 0"  # SQL condition for sent accounts; others are invalid, or the run ended first
 
 _SUMS: Final = f"""
     SELECT count(*) FILTER (WHERE {SENT}),
@@ -239,9 +237,8 @@ def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
         )
     if states[State.UNKNOWN] or states[State.SKIPPED] > statistics.refused:
         unfinished = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
-        return (
-            f"{again}: it sends the accounts that are {unfinished}{_except_expired(name, statistics.expired)}"
-        )
+        exceptions = _except_expired(name, statistics.expired)
+        return f"{again}: it sends the accounts that are {unfinished}{exceptions}"
     if states[State.FAILED]:
         first = "" if seen else f"see which accounts failed and why with `postpress-async report {name}`; "
         command = _with_folder(statistics.retry_command, statistics.folder)
@@ -256,7 +253,7 @@ def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
 def _except_expired(name: str, expired: int) -> str:
     if not expired:
         return ""
-    accounts = "1 account" if expired == 1 else f"{expired:,} accounts"
+    accounts = counted(expired, "account")
     return (
         f", except {accounts} that may have got a managed proxy more than 24 hours ago (see --key-lifetime): "
         f"check them in the dashboard (`postpress-async export {name} --state unknown` lists them)"

@@ -32,7 +32,7 @@ class SendWatermark:
 
     def __init__(self, writer: Writer, durable: float, shortest: int = FIRST_WATERMARK) -> None:
         """*durable* is the watermark that is on disk, and *shortest* is the shortest step."""
-        self.writer: Final = writer
+        self._writer: Final = writer
         self._durable = durable
         self._written = durable
         self._shortest: Final = min(shortest, _LONGEST_STEP)
@@ -54,13 +54,13 @@ class SendWatermark:
         new_rows = [row for row, maybe_sent in rows if not maybe_sent]
         for row in new_rows:
             values = (row.ordinal, row.line, row.account_id or "", time.time())
-            self.writer.put(_INSERT_SKIPPED, values)
+            self._writer.put(_INSERT_SKIPPED, values)
         # In a commit of their own: `COVER` selects skipped rows, so these must exist before it runs.
-        await self.writer.committed()
+        await self._writer.committed()
         for sql in COVER:
             for row in new_rows:
-                self.writer.put(sql, (row.ordinal, row.ordinal + 1))
-        await self.writer.committed()
+                self._writer.put(sql, (row.ordinal, row.ordinal + 1))
+        await self._writer.committed()
         self._allowed.update(row.ordinal for row, _ in rows)
 
     async def advance(self, ordinal: int) -> None:
@@ -71,15 +71,15 @@ class SendWatermark:
                 return
             self._was_late = True
             await asyncio.shield(commit)  # other rows wait for the same commit
-            self.writer.check()
+            self._writer.check()
             self._update()
 
     def _write(self, ordinal: int) -> asyncio.Future[None]:
         begin, self._written = self._written, max(ordinal, self._durable) + self._step
         for sql in COVER:
-            self.writer.put(sql, (begin, self._written))
-        self.writer.put(SET_WATERMARK, (self._written,))
-        commit = self._commit = self.writer.flush()
+            self._writer.put(sql, (begin, self._written))
+        self._writer.put(SET_WATERMARK, (self._written,))
+        commit = self._commit = self._writer.flush()
         commit.add_done_callback(self._update)
         self.safe_below = self._durable
         return commit
@@ -96,6 +96,6 @@ class SendWatermark:
         elif self._steps_in_time == _STEPS_IN_TIME:
             self._steps_in_time = 0
             self._step = max(self._step // 2, self._shortest)
-        if not self.writer.has_failed:
+        if not self._writer.has_failed:
             self._durable = self._written
             self.safe_below = self._durable - self._step // 2

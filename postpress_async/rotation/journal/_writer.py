@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
+from postpress_async._fields import counted
 from postpress_async.errors import JournalNotWritableError, RotationError
 from postpress_async.rotation._atomic_write import atomic_write
 from postpress_async.rotation.journal._database import accept, checkpoint
@@ -67,17 +68,12 @@ class Writer:
     def __init__(
         self, path: Path, connection: sqlite3.Connection, inode: tuple[int, int], in_flight: int | None
     ) -> None:
-        """
-        Take over the *connection*: nothing else in this process may write to the journal from now on.
-
-        The number of accounts *in_flight* sets the size of a commit; `MAX_ROWS` if None.
-        """
+        """Take over the *connection*: nothing else in this process may write to the journal from now on."""
         self._path = path
         self._connection = connection
         self._inode = inode
-        self._rows_per_commit: Final = (
-            MAX_ROWS if in_flight is None else min(MAX_ROWS, max(MIN_ROWS, in_flight // 2))
-        )
+        rows_per_commit = MAX_ROWS if in_flight is None else max(MIN_ROWS, in_flight // 2)
+        self._rows_per_commit: Final = min(MAX_ROWS, rows_per_commit)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rows: list[tuple[str | Insert, _Row]] = []
         self._waiting: list[asyncio.Future[None]] = []
@@ -117,9 +113,8 @@ class Writer:
         """Return a future that is done after the commit of all rows so far; then call `check`."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
-        for event in (self._due, self._wake):
-            if not event.is_set():  # as in `put`
-                event.set()
+        self._due.set()
+        self._wake.set()
         return done
 
     async def committed(self) -> None:
@@ -129,11 +124,9 @@ class Writer:
 
     @property
     def has_failed(self) -> bool:
-        """Whether a commit has failed. No further commit follows then."""
-        return self._failure is not None
+        return self._failure is not None  # no further commit follows then
 
     def check(self) -> None:
-        """Raise `JournalNotWritableError` if a commit has failed."""
         if self._failure is not None:
             raise self._error(_sentence(self._lost, _MAX_NAMED))
 
@@ -151,7 +144,7 @@ class Writer:
         recorded = "an unknown number of accounts"
         with suppress(sqlite3.Error):
             [(count,)] = self._connection.execute("SELECT count(*) FROM latest WHERE attempts > 0")
-            recorded = _accounts(count)
+            recorded = counted(count, "account")
         fact = "the file was deleted or replaced under way, so the journal is lost, with the outcomes of"
         self._failure = f"{fact} {recorded}", _PUT_BACK
 
@@ -265,11 +258,7 @@ def _sentence(accounts: list[str], max_named: int) -> str:
     names = ", ".join(accounts[:max_named])
     if len(accounts) > max_named:
         names += f" and {len(accounts) - max_named:,} more"
-    return f"the outcome of {_accounts(len(accounts))} could not be recorded ({names})"
-
-
-def _accounts(count: int) -> str:
-    return "1 account" if count == 1 else f"{count:,} accounts"
+    return f"the outcome of {counted(len(accounts), 'account')} could not be recorded ({names})"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

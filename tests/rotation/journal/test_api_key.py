@@ -81,7 +81,7 @@ async def test_journal_stores_only_a_salted_hash_of_the_key(journal) -> None:
     other = journal.with_name("other.sqlite3")
     hashes = []
     for path in (write(journal, [outcome(0)]), write(other, [outcome(0)])):
-        await Journal.open(path, api_key=Secret("pp_live_0123456789")).aclose()
+        await Journal(path, api_key=Secret("pp_live_0123456789")).aclose()
         with closing(sqlite3.connect(path)) as connection:
             [(stored_hash,)] = connection.execute("SELECT api_key FROM runs")
         hashes.append(stored_hash)

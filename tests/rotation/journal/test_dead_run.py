@@ -66,7 +66,7 @@ def rotation(
         total=FLEET,
         limit=limit,
         halt=Halt(failures="never"),
-        journal=lambda: Journal.open(path, on_failed=on_failed, on_unknown=on_unknown, every=every),
+        journal=lambda: Journal(path, on_failed=on_failed, on_unknown=on_unknown, every=every),
     )
 
 
@@ -159,7 +159,7 @@ async def test_failed_account_that_a_killed_run_sent_again_is_unknown(path: Path
 
 async def test_invalid_row_is_never_in_doubt(path: Path) -> None:
     write(path, [refused(0), *(outcome(n, State.SKIPPED) for n in range(1, FLEET))], total=FLEET)
-    journal = Journal.open(path)
+    journal = Journal(path)
     copy = crash_copy(path)
     await journal.aclose()
 
@@ -217,25 +217,12 @@ async def test_next_run_sends_accounts_that_a_killed_run_may_have_sent_as_in_dou
     assert {state for state, _ in all_states(copy).values()} == {"patched"}
 
 
-async def test_skipped_accounts_below_the_watermark_of_an_earlier_version_are_in_doubt(path: Path) -> None:
-    """That version had no table ``covered``: accounts stayed skipped although a killed run had sent them."""
-    write(path, [outcome(n, State.SKIPPED) for n in range(3)], **{"total": 3, "under way": 1, "reached": 2})
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("DROP TABLE IF EXISTS covered")
-
-    journal = Journal.open(path)
-    entries = [state for _, (_, state, *_) in journal.entries()]
-    await journal.aclose()
-
-    assert entries == [State.UNKNOWN, State.UNKNOWN, State.SKIPPED]
-
-
 async def test_account_that_was_sent_with_an_unknown_outcome_stays_unknown_when_the_run_ends(
     path: Path,
 ) -> None:
     """Accounts that are unknown only because the run could have sent them become skipped again."""
     write(path, [outcome(n, State.SKIPPED) for n in range(3)], total=3)
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(outcome(1, State.UNKNOWN))
     await journal.aclose()
 

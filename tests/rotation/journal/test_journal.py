@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from postpress_async import Outcome, errors
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.rotation import State
-from postpress_async.rotation._outcome import failed_outcome, patched_outcome
+from postpress_async.rotation._outcome import failed_outcome
 from postpress_async.rotation.journal import Journal, row_of
 from postpress_async.rotation.journal._writer import BACKLOG, MAX_ROWS
-from tests.support.journals import recorded_states
+from tests.support.journals import patched_outcome, recorded_states
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def drop_outcomes(path: Path) -> None:
 
 
 async def test_closing_the_journal_writes_all_outcomes_to_the_disk(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     for ordinal in range(500):
         journal.record(patched_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", 1, 0.1))
     await journal.aclose()
@@ -61,7 +61,7 @@ async def test_any_number_of_rows_is_written_completely_and_in_order(path, count
         else failed_outcome(ordinal, ordinal + 2, f"acc_{ordinal}", refused, ordinal / 7)
         for ordinal in range(count)
     ]
-    journal = Journal.open(path)
+    journal = Journal(path)
     for outcome in written:
         journal.record(outcome)
     await journal.aclose()
@@ -73,7 +73,7 @@ async def test_any_number_of_rows_is_written_completely_and_in_order(path, count
 
 
 async def test_journal_can_be_read_while_a_run_writes_it(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(patched_outcome(0, 2, "acc_1", 1, 0.1))
     await journal.record_generation(0, 1)  # returns after the outcome is committed, too
 
@@ -82,13 +82,13 @@ async def test_journal_can_be_read_while_a_run_writes_it(path) -> None:
 
 
 async def test_only_the_owner_can_read_the_file(path) -> None:
-    await Journal.open(path).aclose()
+    await Journal(path).aclose()
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 async def test_later_outcome_of_an_account_replaces_the_earlier_one(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(Outcome(0, None, "acc_1", State.SKIPPED, applied=errors.Applied.NO))
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
     await journal.aclose()
@@ -98,12 +98,12 @@ async def test_later_outcome_of_an_account_replaces_the_earlier_one(path) -> Non
 
 async def test_attempts_of_an_account_add_up_each_time_the_run_is_resumed(path) -> None:
     for _ in range(2):
-        journal = Journal.open(path)
+        journal = Journal(path)
         journal.record(
             Outcome(0, None, "acc_1", State.UNKNOWN, 1, applied=errors.Applied.UNKNOWN, elapsed=0.1)
         )
         await journal.aclose()
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(patched_outcome(0, None, "acc_1", 3, 0.1))
     await journal.aclose()
 
@@ -114,10 +114,10 @@ async def test_attempts_of_an_account_add_up_each_time_the_run_is_resumed(path) 
 
 async def test_attempts_of_a_failed_account_that_is_sent_again_add_up(path) -> None:
     refused = errors.ApiError.of(400, errors.Problem("errors/invalid_parameters", instance="req_1"))
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(failed_outcome(0, None, "acc_1", refused, 0.1, attempts=2))
     await journal.aclose()
-    journal = Journal.open(path, on_failed="retry")
+    journal = Journal(path, on_failed="retry")
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
     await journal.aclose()
 
@@ -126,13 +126,13 @@ async def test_attempts_of_a_failed_account_that_is_sent_again_add_up(path) -> N
 
 
 async def test_token_entries_and_generations_are_read_when_the_run_is_resumed(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(patched_outcome(3, None, "acc_3", 1, 0.1))
     journal.record(Outcome(5, None, "acc_5", State.UNKNOWN, 1, applied=errors.Applied.UNKNOWN, elapsed=0.1))
     await journal.record_generation(5, 2)
     await journal.aclose()
 
-    again = Journal.open(path)
+    again = Journal(path)
     assert again.run == journal.run
     assert list(again.generations()) == [(5, (2, None))]
     done, in_doubt = ("acc_3", State.PATCHED, True, True), ("acc_5", State.UNKNOWN, True, False)
@@ -146,7 +146,7 @@ async def test_token_entries_and_generations_are_read_when_the_run_is_resumed(pa
 async def test_shorter_input_does_not_reduce_the_recorded_total(path) -> None:
     """A wrong input is refused at its first row, after its total was recorded."""
     for total in (2000, 1000):
-        journal = Journal.open(path)
+        journal = Journal(path)
         journal.record(patched_outcome(0, 2, "acc_0", 1, 0.1))
         journal.begin(total)
         await journal.aclose()
@@ -158,7 +158,7 @@ async def test_shorter_input_does_not_reduce_the_recorded_total(path) -> None:
 
 async def test_error_for_a_locked_journal_does_not_suggest_another_journal(path, monkeypatch) -> None:
     """With another journal, a run would send the accounts that are recorded in this one again."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
     await journal.aclose()
     lock = sqlite3.connect(path, isolation_level=None)
@@ -166,7 +166,7 @@ async def test_error_for_a_locked_journal_does_not_suggest_another_journal(path,
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
 
     with pytest.raises(JournalNotWritableError) as caught:
-        Journal.open(path)
+        Journal(path)
 
     assert str(caught.value) == (
         f"{path} cannot be written (database is locked): fix that, then run the same command again"
@@ -176,8 +176,8 @@ async def test_error_for_a_locked_journal_does_not_suggest_another_journal(path,
 
 async def test_total_is_recorded_when_the_journal_is_created_and_then_kept(path) -> None:
     """If the run is cancelled before it begins, `status` still shows the number of accounts."""
-    await Journal.open(path, total=2000).aclose()
-    await Journal.open(path, total=3000).aclose()  # refused later, when its rows are compared
+    await Journal(path, total=2000).aclose()
+    await Journal(path, total=3000).aclose()  # refused later, when its rows are compared
 
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT total FROM runs").fetchone() == (2000,)
@@ -185,34 +185,34 @@ async def test_total_is_recorded_when_the_journal_is_created_and_then_kept(path)
 
 
 async def test_journal_that_another_run_has_open_is_refused(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     with pytest.raises(JournalError, match="in use by another run"):
-        Journal.open(path)
+        Journal(path)
     await journal.aclose()
-    await Journal.open(path).aclose()
+    await Journal(path).aclose()
 
 
 async def test_journal_of_another_input_is_refused(path) -> None:
-    await Journal.open(path, digest=b"one input").aclose()
+    await Journal(path, digest=b"one input").aclose()
 
     with pytest.raises(JournalError, match="belongs to another input"):
-        Journal.open(path, digest=b"another")
-    await Journal.open(path, digest=b"one input").aclose()
+        Journal(path, digest=b"another")
+    await Journal(path, digest=b"one input").aclose()
 
 
 async def test_journal_without_a_target_gets_the_first_one_and_refuses_others_from_then_on(path) -> None:
-    await Journal.open(path).aclose()
-    await Journal.open(path, target="https://one.example").aclose()
+    await Journal(path).aclose()
+    await Journal(path, target="https://one.example").aclose()
 
     with pytest.raises(
         JournalError, match=r"to a rotation for https://one\.example, not for https://two\.example"
     ):
-        Journal.open(path, target="https://two.example")
+        Journal(path, target="https://two.example")
 
 
 async def test_plain_digest_of_the_input_is_not_in_the_journal(path) -> None:
     """From the digest of a file with one row, the password in that row could be guessed."""
-    await Journal.open(path, digest=b"the digest of a fleet").aclose()
+    await Journal(path, digest=b"the digest of a fleet").aclose()
 
     assert b"the digest of a fleet" not in path.read_bytes()
 
@@ -235,19 +235,19 @@ def test_error_for_a_file_that_is_not_a_journal_says_why_and_what_to_do(path, ma
     make(path)
 
     with pytest.raises(JournalError, match=fact) as caught:
-        Journal.open(path)
+        Journal(path)
     assert str(path) in str(caught.value)
     assert "name another journal" in str(caught.value)
 
 
 def test_missing_folder_is_refused(tmp_path) -> None:
     with pytest.raises(JournalError, match="is not a directory"):
-        Journal.open(tmp_path / "nowhere" / "run.sqlite3")
+        Journal(tmp_path / "nowhere" / "run.sqlite3")
 
 
 async def test_outcome_queued_while_the_file_is_found_deleted_is_reported_as_lost(path, monkeypatch) -> None:
     """No further commit follows, so nothing else would report this outcome."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     check_started, outcome_is_queued = threading.Event(), threading.Event()
 
     def identity_of_deleted_file(_: Path) -> None:
@@ -266,7 +266,7 @@ async def test_outcome_queued_while_the_file_is_found_deleted_is_reported_as_los
 
 async def test_failed_commit_is_reported_and_no_more_outcomes_are_accepted(path) -> None:
     """The rotation must stop, because it cannot record what it sends."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     drop_outcomes(path)
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
 
@@ -282,7 +282,7 @@ async def test_failed_commit_is_reported_and_no_more_outcomes_are_accepted(path)
 
 async def test_full_disk_raises_an_error_and_keeps_the_outcomes_committed_before(path) -> None:
     """The error of SQLite also ends a wait for a commit."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
     await journal.record_generation(0, 1)
     [(pages,)] = journal._writer._connection.execute("PRAGMA page_count")
@@ -299,7 +299,7 @@ async def test_full_disk_raises_an_error_and_keeps_the_outcomes_committed_before
         await asyncio.wait_for(fill(), 10)
     with pytest.raises(JournalNotWritableError, match=r"Free the disk .* run the same command again"):
         await journal.aclose()
-    again = Journal.open(path)
+    again = Journal(path)
     kept = sum(recorded_states(again).values())
     entries = [account for _, (account, *_) in again.entries()]
     await again.aclose()
@@ -309,7 +309,7 @@ async def test_full_disk_raises_an_error_and_keeps_the_outcomes_committed_before
 
 async def test_writer_thread_survives_any_error_of_a_commit(path) -> None:
     """SQLite cannot store half of a surrogate pair, so Python raises an error that is not SQLite's."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1, "a label\ud800"))
 
     with pytest.raises(JournalNotWritableError, match=r"surrogates not allowed; .* recorded \(acc_0\)"):
@@ -321,7 +321,7 @@ async def test_writer_thread_survives_any_error_of_a_commit(path) -> None:
 
 async def test_journal_that_is_deleted_during_the_run_raises_an_error(path) -> None:
     """SQLite would still write to the deleted file, but nobody could read it."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     path.unlink()
     journal.record(patched_outcome(0, None, "acc_1", 1, 0.1))
 
@@ -334,13 +334,13 @@ def test_existing_file_that_is_not_a_journal_is_not_changed(path) -> None:
     path.write_bytes(b"a")
 
     with pytest.raises(JournalError, match="was not changed"):
-        Journal.open(path)
+        Journal(path)
     assert path.read_bytes() == b"a"
     assert os.listdir(path.parent) == [path.name]
 
 
 async def test_backlog_of_uncommitted_outcomes_is_bounded_and_all_are_written(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     longest = 0
     for ordinal in range(20_000):
         journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
@@ -360,13 +360,13 @@ def test_damaged_journal_is_read_or_raises_a_journal_error(tmp_path_factory, cut
     path = tmp_path_factory.mktemp("damaged") / "run.sqlite3"
 
     async def write() -> None:
-        journal = Journal.open(path, digest=b"input")
+        journal = Journal(path, digest=b"input")
         for ordinal in range(50):
             journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
         await journal.aclose()
 
     async def read() -> list[str]:
-        journal = Journal.open(path, digest=b"input")
+        journal = Journal(path, digest=b"input")
         try:
             journal.done_counts()
             return [account for _, (account, *_) in journal.entries()]
@@ -390,7 +390,7 @@ def killed(tmp_path_factory) -> tuple[bytes, bytes]:
     path = tmp_path_factory.mktemp("killed") / "run.sqlite3"
 
     async def main() -> tuple[bytes, bytes]:
-        journal = Journal.open(path, digest=b"input")
+        journal = Journal(path, digest=b"input")
         for ordinal in range(50):
             journal.record(patched_outcome(ordinal, None, f"acc_{ordinal}", 1, 0.1))
             if ordinal % 10 == 9:
@@ -422,7 +422,7 @@ def test_damaged_journal_of_a_killed_run_is_recovered_or_raises_a_journal_error(
     )
 
     async def read() -> list[tuple[int, str, State]]:
-        journal = Journal.open(path, digest=b"input")
+        journal = Journal(path, digest=b"input")
         try:
             journal.done_counts()
             return [(ordinal, account, state) for ordinal, (account, state, *_) in journal.entries()]
@@ -444,7 +444,7 @@ def test_damaged_journal_of_a_killed_run_is_recovered_or_raises_a_journal_error(
 
 async def test_outcome_queued_during_a_commit_that_fails_is_reported_as_lost(path, monkeypatch) -> None:
     """A full disk may report its error late, while further responses arrive."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     drop_outcomes(path)
     commit = journal._writer._commit
     commit_started, outcome_is_queued = threading.Event(), threading.Event()
@@ -466,12 +466,12 @@ async def test_outcome_queued_during_a_commit_that_fails_is_reported_as_lost(pat
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="requires /proc")
 async def test_journal_that_is_refused_is_closed(path) -> None:
-    await Journal.open(path).aclose()
+    await Journal(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM runs")
 
     with pytest.raises(JournalError, match="is damaged") as error:
-        Journal.open(path)
+        Journal(path)
 
     open_files = set()
     for handle in os.listdir("/proc/self/fd"):
@@ -489,12 +489,12 @@ async def test_counts_of_a_run_are_recorded_when_it_ends_and_removed_when_it_is_
             [(recorded,)] = connection.execute("SELECT counts FROM runs")
         return None if recorded is None else str(recorded)
 
-    journal = Journal.open(path, total=2)
+    journal = Journal(path, total=2)
     journal.record(patched_outcome(0, 2, "acc_0", 3, 0.1))
     await journal.aclose()
     assert counts() == '[["patched", 1, 3]]'
 
-    again = Journal.open(path, total=2)
+    again = Journal(path, total=2)
     assert counts() is None
     await again.aclose()
     assert counts() == '[["patched", 1, 3]]'

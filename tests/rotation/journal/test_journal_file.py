@@ -20,11 +20,10 @@ from postpress_async import AccountPatched, ManagedProxy, Rotation
 from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt
 from postpress_async.rotation import Row, State
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation.journal import Journal, _writer
 from postpress_async.rotation.journal._database import FIRST_WATERMARK
 from postpress_async.rotation.journal._reading import JournalReader
-from tests.support.journals import RunProcess, outcome, recorded_states
+from tests.support.journals import RunProcess, outcome, patched_outcome, recorded_states
 
 US = ManagedProxy(country="US")
 
@@ -36,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 def stderr_of_other_process(path: Path) -> str:
     """Open the journal at *path* in another process, and return that process's standard error."""
-    code = f"from postpress_async.rotation.journal import Journal; Journal.open({str(path)!r})"
+    code = f"from postpress_async.rotation.journal import Journal; Journal({str(path)!r})"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
 
 
@@ -60,20 +59,20 @@ async def wait_until(condition: Callable[[], bool]) -> None:
 @pytest.mark.slow
 async def test_second_run_under_another_hard_link_is_refused(path, tmp_path) -> None:
     """Two runs under two hard links would write two -wal files for one database, and damage it."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     other = tmp_path / "other.sqlite3"
     other.hardlink_to(path)
 
     assert "JournalNotWritableError: " in stderr_of_other_process(other)
     assert f"{other} is in use by another run" in stderr_of_other_process(other)
     with pytest.raises(JournalNotWritableError, match="in use by another run"):
-        Journal.open(other)
+        Journal(other)
     await journal.aclose()
 
 
 @pytest.mark.slow
 async def test_lock_does_not_depend_on_a_file_beside_the_journal(path, tmp_path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     for beside in set(tmp_path.iterdir()) - {path, Path(f"{path}-wal"), Path(f"{path}-shm")}:
         beside.unlink()
 
@@ -85,7 +84,7 @@ async def test_lock_does_not_depend_on_a_file_beside_the_journal(path, tmp_path)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has open file description locks")
 async def test_lock_is_kept_if_the_program_copies_its_journal(path, tmp_path) -> None:
     """Copying closes a descriptor of the file, which would release a POSIX lock of this process."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     shutil.copyfile(path, tmp_path / "backup")
 
     assert "in use by another run" in stderr_of_other_process(path)
@@ -93,19 +92,19 @@ async def test_lock_is_kept_if_the_program_copies_its_journal(path, tmp_path) ->
 
 
 async def test_lock_is_released_when_the_journal_is_closed_although_a_reader_is_open(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     with JournalReader(path) as view:
         assert view.is_written()
         await journal.aclose()
 
         assert not view.is_written()
-        await Journal.open(path).aclose()
+        await Journal(path).aclose()
 
 
 _FORKING_PROGRAM = """
 import os, sys, time
 from postpress_async.rotation.journal import Journal
-Journal.open(sys.argv[1])
+Journal(sys.argv[1])
 if (child := os.fork()) == 0:
     time.sleep(60)
     os._exit(0)
@@ -130,13 +129,13 @@ def test_forked_child_does_not_hold_the_lock_of_its_dead_parent(path) -> None:
 
 async def test_journal_with_two_names_is_refused(path, tmp_path) -> None:
     """The -wal is beside only one of the names, so a run that uses the other name would not find it."""
-    await Journal.open(path).aclose()
+    await Journal(path).aclose()
     (tmp_path / "other.sqlite3").hardlink_to(path)
 
     with pytest.raises(
         JournalError, match=r"run\.sqlite3 is one of 2 names .* Delete the names that have no -wal"
     ):
-        Journal.open(path)
+        Journal(path)
 
 
 @pytest.mark.slow
@@ -147,7 +146,7 @@ def test_run_killed_under_one_name_is_not_resumed_under_another(path, tmp_path) 
     path.unlink()
 
     with pytest.raises(JournalError, match=r"other\.sqlite3 is incomplete: other\.sqlite3-wal is missing"):
-        Journal.open(other)
+        Journal(other)
 
 
 # --- A file without its -wal ---
@@ -156,13 +155,13 @@ def test_run_killed_under_one_name_is_not_resumed_under_another(path, tmp_path) 
 @pytest.mark.parametrize("recorded", [0, 20])
 async def test_file_copied_without_its_log_is_refused(path, tmp_path, recorded) -> None:
     """Without the -wal, SQLite would show an empty or an older journal."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     await record(journal, recorded)
     copy = tmp_path / "copy.sqlite3"
     shutil.copyfile(path, copy)
     await journal.aclose()
 
-    for open_journal in (Journal.open, JournalReader):
+    for open_journal in (Journal, JournalReader):
         with pytest.raises(JournalError, match=r"copy\.sqlite3-wal is missing.* Put it back"):
             open_journal(copy)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["copy.sqlite3", "run.sqlite3"]
@@ -176,7 +175,7 @@ async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(pat
     path.with_name("run.sqlite3-wal").write_bytes(b"")
 
     for _ in range(2):  # the empty -wal need not be created again for the next run
-        journal = Journal.open(path)
+        journal = Journal(path)
         assert journal.in_doubt_below == float("inf")
         await journal.aclose()
 
@@ -185,7 +184,7 @@ async def test_empty_log_in_place_of_a_lost_one_leaves_each_account_in_doubt(pat
 @pytest.mark.parametrize("log", [b"", b"not a log of SQLite's" * 10], ids=["empty", "another file's"])
 async def test_skipped_accounts_are_in_doubt_and_keep_their_keys_if_the_log_is_lost(path, log) -> None:
     """The lost commits may have recorded that they were sent. A new key could order a second proxy."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     for ordinal in range(100):  # more than the first watermark
         journal.record(outcome(ordinal, State.SKIPPED, attempts=ordinal % 2))
     await journal.aclose()
@@ -198,7 +197,7 @@ async def test_skipped_accounts_are_in_doubt_and_keep_their_keys_if_the_log_is_l
 
     with pytest.raises(JournalError, match="is missing, or belongs to another journal"):
         JournalReader(path)
-    journal = Journal.open(path)
+    journal = Journal(path)
 
     assert recorded_states(journal) == {State.UNKNOWN: 100}
     assert [(ordinal, used) for ordinal, (used, _) in journal.generations()] == generations
@@ -214,7 +213,7 @@ async def test_run_is_resumed_after_another_program_merged_the_log_into_the_file
         shell.execute("SELECT count(*) FROM outcomes").fetchone()
     assert not path.with_name("run.sqlite3-wal").exists()
 
-    journal = Journal.open(path)
+    journal = Journal(path)
     assert recorded_states(journal) == {State.PATCHED: 20}
     await journal.aclose()
 
@@ -222,13 +221,13 @@ async def test_run_is_resumed_after_another_program_merged_the_log_into_the_file
 @pytest.mark.slow
 async def test_killed_run_is_resumed_after_another_input_was_refused(path) -> None:
     """The refusal closes the database, which merges the -wal into the file."""
-    await Journal.open(path, digest=b"one input").aclose()
+    await Journal(path, digest=b"one input").aclose()
     with RunProcess(path):
         pass
     with pytest.raises(JournalError, match="another input"):
-        Journal.open(path, digest=b"another")
+        Journal(path, digest=b"another")
 
-    journal = Journal.open(path, digest=b"one input")
+    journal = Journal(path, digest=b"one input")
     assert recorded_states(journal) == {State.PATCHED: 20}
     await journal.aclose()
 
@@ -272,7 +271,7 @@ def test_journal_can_be_opened_whenever_its_run_was_killed(path, tmp_path, copie
     monkeypatch.setattr(_writer, "COMMITS_PER_CHECKPOINT", 2)
 
     async def run(first: int) -> None:
-        journal = Journal.open(path)
+        journal = Journal(path)
         for group in range(first, first + 30, 10):
             await record(journal, 10, group)
         await journal.aclose()
@@ -286,7 +285,7 @@ def test_journal_can_be_opened_whenever_its_run_was_killed(path, tmp_path, copie
         killed = tmp_path / f"killed-{number}.sqlite3"
         for end, content in copy.items():
             Path(f"{killed}{end}").write_bytes(content)
-        journal = Journal.open(killed)
+        journal = Journal(killed)
         assert journal.in_doubt_below <= FIRST_WATERMARK
         asyncio.run(journal.aclose())
 
@@ -295,7 +294,7 @@ async def test_log_is_checkpointed_at_intervals(path, monkeypatch) -> None:
     """The -wal stays small, and few outcomes are lost if it is lost."""
     monkeypatch.setattr(_writer, "COMMITS_PER_CHECKPOINT", 8)
     log, largest = path.with_name("run.sqlite3-wal"), 0
-    journal = Journal.open(path)
+    journal = Journal(path)
     for group in range(64):
         await record(journal, 10, 10 * group)
         largest = max(largest, log.stat().st_size)
@@ -313,7 +312,7 @@ async def test_log_is_checkpointed_at_intervals(path, monkeypatch) -> None:
 @pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
 async def test_error_for_a_lost_journal_does_not_suggest_the_same_command(path, replaced) -> None:
     """The same command would create a new journal, and order each managed proxy a second time."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     await record(journal, 12)
     path.unlink()
     if replaced:
@@ -329,7 +328,7 @@ async def test_error_for_a_lost_journal_does_not_suggest_the_same_command(path, 
 
 
 async def test_journal_that_is_deleted_after_the_last_commit_is_reported_as_lost(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     await record(journal, 3)
     path.unlink()
 
@@ -350,7 +349,7 @@ async def fail(journal: Journal, path: Path, count: int) -> str:
 
 async def test_accounts_that_could_not_be_recorded_are_all_listed_beside_the_journal(path) -> None:
     listed = path.with_name("run.sqlite3-unrecorded.txt")
-    message = await fail(Journal.open(path), path, 40)
+    message = await fail(Journal(path), path, 40)
 
     assert "the outcome of 40 accounts could not be recorded (acc_000000, " in message
     assert f"and 35 more); all of them are listed in {listed}" in message
@@ -364,7 +363,7 @@ async def test_all_accounts_are_in_the_message_if_the_list_cannot_be_written(pat
     target.write_text("kept")
     path.with_name("run.sqlite3-unrecorded.txt").symlink_to(target)
 
-    message = await fail(Journal.open(path), path, 40)
+    message = await fail(Journal(path), path, 40)
 
     assert all(f"acc_{number:06}" in message for number in range(40))
     assert "there is no list of them: " in message
@@ -372,7 +371,7 @@ async def test_all_accounts_are_in_the_message_if_the_list_cannot_be_written(pat
 
 
 async def test_commit_waits_30_seconds_for_another_program_that_writes(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     [(milliseconds,)] = journal._writer._connection.execute("PRAGMA busy_timeout")
     await journal.aclose()
 
@@ -389,7 +388,7 @@ async def test_sending_pauses_while_another_program_holds_the_write_lock(path) -
         return AccountPatched(account_id, (Attempt(1, 0.0, 0.0, status=200),))
 
     rows = (Row(ordinal, None, f"acc_{ordinal}", US) for ordinal in range(5_000))
-    opener = partial(Journal.open, path, in_flight=20)
+    opener = partial(Journal, path, in_flight=20)
     other = sqlite3.connect(path, isolation_level=None)
     async with Rotation(update, rows, in_flight=20, finite=True, journal=opener) as rotation:
         run = asyncio.create_task(rotation.run())
@@ -417,7 +416,7 @@ async def test_commit_starts_when_half_as_many_rows_as_in_flight_wait(
 ) -> None:
     """It does not wait for `COMMIT_EVERY`, which this test sets to an hour."""
     monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
-    journal = Journal.open(path, in_flight=in_flight)
+    journal = Journal(path, in_flight=in_flight)
     view = JournalReader(path)
     for ordinal in range(rows):
         journal.record(outcome(ordinal))
@@ -429,7 +428,7 @@ async def test_commit_starts_when_half_as_many_rows_as_in_flight_wait(
 
 async def test_commit_starts_at_once_if_a_task_waits_for_it(path, monkeypatch) -> None:
     monkeypatch.setattr(_writer, "COMMIT_EVERY", 3_600.0)
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
 
     await asyncio.wait_for(journal.record_generation(0, 1), 10)
@@ -438,7 +437,7 @@ async def test_commit_starts_at_once_if_a_task_waits_for_it(path, monkeypatch) -
 
 
 async def test_writer_is_behind_if_the_rows_of_five_commits_wait(path, monkeypatch) -> None:
-    journal = Journal.open(path, in_flight=100)
+    journal = Journal(path, in_flight=100)
     monkeypatch.setattr(journal._writer, "_commit", lambda _: None)
     journal._writer._rows = [("", ())] * 250
     assert not journal._writer.is_behind

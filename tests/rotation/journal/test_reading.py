@@ -125,18 +125,18 @@ def test_journal_is_read_while_another_process_writes_it_and_its_lock_is_kept(pa
             result = statistics(path)
             assert (result.stage, result.states) == (Stage.UNDER_WAY, {PATCHED: 20})
         with pytest.raises(JournalError, match="in use by another run"):
-            Journal.open(path)
+            Journal(path)
 
 
 @pytest.mark.slow
 async def test_program_can_read_its_own_journal_without_releasing_the_lock(path) -> None:
     """Closing any descriptor of a file releases the process's POSIX locks on it, so a reader must not."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(outcome(0))
     await journal.record_generation(0, 1)
 
     assert (await asyncio.to_thread(statistics, path)).stage is Stage.UNDER_WAY
-    program = f"from postpress_async.rotation.journal import Journal; Journal.open({str(path)!r})"
+    program = f"from postpress_async.rotation.journal import Journal; Journal({str(path)!r})"
     other = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True
     )
@@ -317,7 +317,7 @@ async def test_reader_of_an_incomplete_journal_after_a_full_disk_says_what_to_do
     with monkeypatch.context() as patched:
         patched.setattr("sqlite3.connect", partial(sqlite3.connect, factory=FullDisk))
         with pytest.raises(JournalError):
-            Journal.open(path)
+            Journal(path)
 
     try:
         message = advice(str(path), statistics(path))
@@ -326,7 +326,7 @@ async def test_reader_of_an_incomplete_journal_after_a_full_disk_says_what_to_do
 
     assert re.search("the same (command|rotation) again", message)
     assert "no such table" not in message
-    await Journal.open(path).aclose()  # that command works
+    await Journal(path).aclose()  # that command works
 
 
 def test_error_for_a_journal_that_is_being_created_suggests_to_try_again(path) -> None:
@@ -446,7 +446,7 @@ def test_stage_of_the_last_run(path, outcomes, run_entries, stage) -> None:
 
 async def test_rate_and_remaining_time_of_a_run_are_those_of_the_last_minute(path) -> None:
     """An average over the whole run would be wrong for hours after an outage."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     for n in range(1_200):
         journal.record(outcome(n))  # ten per second
     await journal.record_generation(0, 1)
@@ -462,7 +462,7 @@ async def test_rate_and_remaining_time_of_a_run_are_those_of_the_last_minute(pat
 
 
 async def test_rate_of_a_run_that_began_seconds_ago_is_not_divided_by_a_minute(path) -> None:
-    journal = Journal.open(path)
+    journal = Journal(path)
     for n in range(100):
         journal.record(outcome(n))
     await journal.record_generation(0, 1)
@@ -473,7 +473,7 @@ async def test_rate_of_a_run_that_began_seconds_ago_is_not_divided_by_a_minute(p
 
 async def test_accounts_that_are_unknown_only_because_a_run_may_send_them_are_not_settled(path) -> None:
     write(path, [outcome(0), outcome(1, UNKNOWN), outcome(2, SKIPPED)], total=3, **{"under way": 1})
-    journal = Journal.open(path)
+    journal = Journal(path)
 
     result = statistics(path)
 

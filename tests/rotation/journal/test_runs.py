@@ -72,7 +72,7 @@ async def test_total_is_on_disk_before_appended_pairs_are_sent(sandbox, journal)
 
 async def test_shorter_input_after_a_run_that_sent_nothing_replaces_the_total(sandbox, journal) -> None:
     """With the larger total of the first input, the run would never be complete."""
-    opened = Journal.open(journal, by_row=True, total=9)
+    opened = Journal(journal, by_row=True, total=9)
     copy = crash_copy(journal)
     await opened.aclose()
 

@@ -221,7 +221,7 @@ async def test_migration_that_stops_after_any_statement_leaves_version_1(make, m
             sqlite3, "connect", lambda *names, **options: connect(*names, **options, factory=FullDisk)
         )
         with pytest.raises(Exception, match="disk is full"):
-            Journal.open(path)
+            Journal(path)
 
     for journal in (path, *copies):
         assert version(journal) == 1
@@ -238,7 +238,7 @@ async def test_accounts_are_in_doubt_if_the_log_was_lost_before_the_migration(ma
     assert not path.with_name(f"{path.name}-wal").exists()
     path.with_name(f"{path.name}-wal").touch()  # the operator confirms that it is lost for good
 
-    journal = Journal.open(path)
+    journal = Journal(path)
     in_doubt = journal.in_doubt_below
     await journal.aclose()
 

@@ -13,13 +13,12 @@ from postpress_async.errors import JournalError, JournalNotWritableError
 from postpress_async.models import Attempt, ProxyChange
 from postpress_async.rotation import Row, State
 from postpress_async.rotation._account_task import AccountTask
-from postpress_async.rotation._outcome import patched_outcome
 from postpress_async.rotation._row_keys import RowKeys
 from postpress_async.rotation.journal import Journal
 from postpress_async.rotation.journal._database import FIRST_WATERMARK, SET_WATERMARK
 from postpress_async.rotation.journal._watermark import SendWatermark
 from postpress_async.sandbox import Sandbox
-from tests.support.journals import crash_copy, recorded_states
+from tests.support.journals import crash_copy, patched_outcome, recorded_states
 
 US = ManagedProxy(country="US")
 FLEET = 1_024
@@ -64,7 +63,7 @@ class Api:
 
 def rotation(api: Api, count: int = FLEET) -> Rotation:
     journal = api.journal
-    return Rotation(api, rows(count), in_flight=20, finite=True, journal=lambda: Journal.open(journal))
+    return Rotation(api, rows(count), in_flight=20, finite=True, journal=lambda: Journal(journal))
 
 
 @pytest.fixture
@@ -127,9 +126,7 @@ async def test_run_that_ended_normally_leaves_no_account_in_doubt(path: Path) ->
     """The input may be endless, so the rows that the run did not reach have no outcome."""
     api = Api(path)
     journal = api.journal
-    async with Rotation(
-        api, rows(), in_flight=20, limit=30, journal=lambda: Journal.open(journal)
-    ) as running:
+    async with Rotation(api, rows(), in_flight=20, limit=30, journal=lambda: Journal(journal)) as running:
         await running.run()
     async with rotation(second := Api(path)) as next_run:
         await next_run.run()
@@ -140,7 +137,7 @@ async def test_run_that_ended_normally_leaves_no_account_in_doubt(path: Path) ->
 
 async def test_close_that_is_cancelled_still_records_the_end_of_the_run(path: Path) -> None:
     """A second Ctrl-C may arrive while the last outcomes are committed. No account may be in doubt then."""
-    journal = Journal.open(path)
+    journal = Journal(path)
     journal.record(patched_outcome(0, None, "acc_0", 1, 0.1))
     closing_task = asyncio.create_task(journal.aclose())
     await asyncio.sleep(0)
@@ -148,7 +145,7 @@ async def test_close_that_is_cancelled_still_records_the_end_of_the_run(path: Pa
     with pytest.raises(asyncio.CancelledError):
         await closing_task
 
-    again = Journal.open(path)
+    again = Journal(path)
     assert (again.in_doubt_below, recorded_states(again)) == (0, {State.PATCHED: 1})
     await again.aclose()
 
@@ -159,11 +156,11 @@ async def test_accounts_skipped_above_the_watermark_stay_skipped(path: Path) -> 
     async with stopped:
         stopped.stop()
         await stopped.run()
-    killed = Journal.open(path)
+    killed = Journal(path)
     copy = crash_copy(path)
     await killed.aclose()
 
-    journal = Journal.open(copy)
+    journal = Journal(copy)
     counts = recorded_states(journal)
     await journal.aclose()
     assert counts == {State.UNKNOWN: FIRST_WATERMARK, State.SKIPPED: FLEET - FIRST_WATERMARK}
@@ -190,23 +187,23 @@ async def test_crash_without_idempotency_keys_leaves_only_accounts_below_the_wat
 
 async def test_all_accounts_are_in_doubt_if_the_journal_has_no_watermark(path: Path) -> None:
     """A version without watermarks may have written it, so any account may have been sent."""
-    await Journal.open(path).aclose()
+    await Journal(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DELETE FROM run WHERE name = 'reached'")
 
     for _ in range(2):  # the normal end of the first run does not end these doubts
-        journal = Journal.open(path)
+        journal = Journal(path)
         assert (journal.in_doubt_below, journal.watermark.safe_below) == (float("inf"), FIRST_WATERMARK // 2)
         await journal.aclose()
 
 
 async def test_watermark_that_is_not_a_number_raises_a_journal_error(path: Path) -> None:
-    await Journal.open(path).aclose()
+    await Journal(path).aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE run SET value = 'far' WHERE name = 'reached'")
 
     with pytest.raises(JournalError, match="is damaged \\(reached is not a number\\): name another journal"):
-        Journal.open(path)
+        Journal(path)
 
 
 class FakeWriter:
