@@ -21,7 +21,13 @@ _TIMES: Final = ("began", "ended")
 @click.argument("journal")
 @click.argument("account", required=False)
 @option("--run", type=COUNT, help="List only run number N. All by default.")
-@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="POSTPRESS_HISTORY_JSON",
+    help="Print one JSON object per line.",
+)
 def history(journal: str, account: str | None, run: int | None, as_json: bool) -> None:
     """
     List the runs of a rotation: when, by whom, from which machine, with which command and result.

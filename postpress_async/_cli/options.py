@@ -168,6 +168,7 @@ connection: Final = combine(
     _connection_option(
         "--no-idempotency",
         is_flag=True,
+        envvar="POSTPRESS_NO_IDEMPOTENCY",
         help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. Use "
         "this option only if something between you and the API rejects the header. If an order for a managed "
         "proxy may have been executed, it is then not retried, because the API could execute it twice.",

@@ -205,6 +205,7 @@ class _InputOptions(_RunOptions):
     database_file: str | None = _input(
         "--from-file",
         "database_file",
+        envvar="POSTPRESS_FROM_FILE",
         type=options.FILE,
         help="File that contains the URL of the database for --query; - is standard input.",
     )
