@@ -63,16 +63,13 @@ class EventStream:
             message=str(refusal),
         )
 
-    def not_started(self, code: int, message: str, journal: str) -> None:
-        """Report that no rotation was started; *message* says why."""
-        self.ended(RotationSummary(), code, journal, message=message)
-
     def settled(self, outcome: Outcome) -> None:
         if self._out is not None:
             fields = attrs.asdict(outcome, filter=lambda field, _: field.name != "error", recurse=False)
             self.write("settled", **fields)
 
     def ended(self, summary: RotationSummary, code: int, journal: str, **fields: str) -> None:
+        """Report the end of a rotation, or with a *message* why it was not started."""
         counts = attrs.asdict(summary, filter=lambda field, _: field.name != "unconsumed", recurse=False)
         self.write("ended", exit_code=code, journal=journal, **fields, **counts)
 
@@ -87,9 +84,8 @@ class EventStream:
                 self._explain(f"{account_id}: {text}")
             case events.PauseBegan():
                 self.write("pause_began")
-                self._explain(
-                    "the service is down, or most proxies fail: accounts wait, and only probes are sent"
-                )
+                text = "the service is down, or most proxies fail: accounts wait, and only probes are sent"
+                self._explain(text)
             case events.PauseEnded():
                 self.write("pause_ended")
                 self._explain("the service and proxies work again: accounts continue")
@@ -102,8 +98,6 @@ class EventStream:
             case events.ProxyQuarantined(proxy):
                 self.write("proxy_quarantined", proxy=proxy)
                 self._explain(f"{proxy} failed: it is quarantined (see --cool-down)")
-            case _:
-                pass
 
     def _explain(self, text: str) -> None:
         if self._verbose:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import click
@@ -13,8 +13,6 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._history import AccountChange, Run, changes_of, runs_of
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._times import duration, instant
-
-_TIMES: Final = ("began", "ended")
 
 
 @click.command(cls=Command, short_help="List the runs of a journal, or the changes of an account.")
@@ -87,6 +85,6 @@ def _as_dict(entry: Run | AccountChange) -> dict[str, Any]:
 
 
 def _serialize(_entry: object, attribute: "attrs.Attribute[Any] | None", value: Any) -> Any:
-    if attribute is not None and attribute.name in _TIMES and value is not None:
+    if attribute is not None and attribute.name in {"began", "ended"} and value is not None:
         return instant(value)
     return value

@@ -56,7 +56,6 @@ class Option(click.Option):
 
 
 option: Final = partial(click.option, cls=Option)
-"""Adds an `Option` to a command."""
 
 
 def combine(*decorators: Decorator) -> Decorator:
@@ -130,7 +129,6 @@ run_number: Final = option(
     show_default="the latest",
     help="Number of the run, as `postpress-async history` lists it.",
 )
-"""Adds the option that selects a run of a journal."""
 
 _connection_option: Final = partial(option, group="Connection")
 
@@ -174,7 +172,6 @@ connection: Final = combine(
         "proxy may have been executed, it is then not retried, because the API could execute it twice.",
     ),
 )
-"""Adds the options for the connection to the API."""
 
 
 def random_faults(required: str = "", **settings: Any) -> Decorator:

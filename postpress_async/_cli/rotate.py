@@ -21,7 +21,7 @@ from postpress_async._cli.rotate_options import (
 )
 from postpress_async._cli.running import run_job
 from postpress_async.models import ManagedProxy
-from postpress_async.rotation import ProxyPool, Survey
+from postpress_async.rotation import ProxyPool, RotationSummary, Survey
 from postpress_async.rotation.journal._history import plan_rollback
 from postpress_async.rotation.journal._preflight import is_due, unfinished_run
 from postpress_async.rotation.journal._reading import JournalReader
@@ -127,9 +127,10 @@ def _events(options: RotateOptions) -> EventStream:
 
 def _start(job: Job, events: EventStream) -> int:
     """Run or preview the rotation, unless it must not start. Return the exit code."""
-    if (reason := job.reason_not_to_start) is not None:
+    if (problem := job.problem) is not None:
+        reason = f"nothing was sent: {problem}"
         click.echo(reason, err=True)
-        events.not_started(exit_codes.BAD_INPUT, reason, job.journal)
+        events.ended(RotationSummary(), exit_codes.BAD_INPUT, job.journal, message=reason)
         return exit_codes.BAD_INPUT
     return preview(job, events) if job.options.dry_run else asyncio.run(run_job(job, events))
 
@@ -200,7 +201,7 @@ def rollback(**values: Any) -> int:
         others = "other " if plan.left_behind else ""
         message = f"nothing was sent: each {others}account has the assignment that it had after run {to}"
         events.say(message)
-        events.not_started(exit_codes.ALL_PATCHED, message, journal)
+        events.ended(RotationSummary(), exit_codes.ALL_PATCHED, journal, message=message)
         return exit_codes.ALL_PATCHED
     managed = sum(isinstance(change, ManagedProxy) for change in plan.changes.values())
     job = Job(

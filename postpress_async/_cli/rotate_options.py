@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from typing import Any, Final, Literal, Self, get_args
 
 import click
@@ -369,15 +370,11 @@ def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
     arguments: dict[str, list[str]] = {}
     for name, values in values_by_name.items():
         param = params[name]
-        if not isinstance(param, click.Option):
-            continue
-        option_name = max(param.opts, key=len)
-        if param.is_flag:
-            arguments[name] = [option_name]
-            continue
-        arguments[name] = []
-        for value in values if isinstance(values, list) else [values]:
-            arguments[name] += [option_name, value]
+        if isinstance(param, click.Option):
+            option_name = max(param.opts, key=len)
+            words = values if isinstance(values, list) else [values]
+            pairs = [(option_name,)] if param.is_flag else [(option_name, word) for word in words]
+            arguments[name] = list(chain.from_iterable(pairs))
     return arguments
 
 
