@@ -48,8 +48,6 @@ LONGEST_COOL_DOWN: Final = 86_400.0
 
 @define
 class Quarantine:
-    """The quarantine of one proxy."""
-
     began: float  # Unix time of the failure that caused it
     probe_at: float  # Unix time of the next probe
     prober: str | None = None  # the account that probed the proxy last

@@ -30,8 +30,6 @@ Source: TypeAlias = str | os.PathLike[str]
 
 @frozen
 class ListedProxy:
-    """A proxy of a list."""
-
     line: int  # from 1, counting comments and blank lines
     proxy: CustomProxy
     tag: Tag = None  # the tag of its pool; None if there is only one pool
