@@ -91,20 +91,14 @@ class Batch:
     faults: Mapping[int, FieldError]  # the error of each row with an invalid value, by index in the batch
 
     def encode(self) -> bytes:
-        """Return a line of JSON with the columns, null for each column without values, and the faults."""
-        first, *others = self.columns  # `decode` takes the number of rows from the first
-        columns = [first, *(column if any(column) else None for column in others)]
+        """Return a line of JSON with the columns and the faults."""
         faults = [[index, *fault.args] for index, fault in self.faults.items()]
-        return json.dumps([columns, faults], separators=(",", ":")).encode() + b"\n"
+        return json.dumps([self.columns, faults], separators=(",", ":")).encode() + b"\n"
 
     @classmethod
     def decode(cls, line: bytes) -> "Batch":
-        """Return the batch that was encoded as *line*."""
         columns, faults = json.loads(line)
-        empty = [""] * len(columns[0])
-        return cls(
-            [column or empty for column in columns], {index: FieldError(*fault) for index, *fault in faults}
-        )
+        return cls(columns, {index: FieldError(*fault) for index, *fault in faults})
 
 
 def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row | Refusal, None, None]:
@@ -136,7 +130,6 @@ class BatchMaker:
         self.keys: Final = KeyReader()
 
     def make(self, values: Values, size: int) -> Batch:
-        """Return the `Batch` of *size* rows with *values*."""
         faults: dict[int, FieldError] = {}
         # Only the first fault of a row is reported, and a fault of the account has priority.
         columns: list[Sequence[str]] = [_texts("account_id", values["account_id"], faults)]
@@ -189,8 +182,6 @@ def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError])
 
 
 def _text(column: str, value: object) -> str:
-    if column == "port" and type(value) is int and 0 <= value < _TOO_LARGE_PORT:  # the fast path
-        return str(value)
     if is_missing(value):
         return ""
     if column in {"host", "ip"} and isinstance(value, IPv4Address | IPv6Address):  # PostgreSQL's inet

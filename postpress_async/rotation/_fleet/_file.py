@@ -96,7 +96,6 @@ class FleetFile:
                 self._stamp = _stamp(file)
 
     def error(self, fact: str, line: int | None = None) -> FleetError:
-        """Return an error about the file, or about one *line* of it."""
         return FleetError(f"{self.shown if line is None else f'line {line} of {self.shown}'} {fact}")
 
     def close(self) -> None:

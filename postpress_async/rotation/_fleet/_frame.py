@@ -56,7 +56,6 @@ class FrameTable:
         return self._ignored + self._maker.keys.ignored
 
     def error(self, fact: str) -> FleetError:
-        """Return an error about the frame."""
         return FleetError(f"the frame {fact}")
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
@@ -70,7 +69,6 @@ class FrameTable:
         """Do nothing: the frame belongs to the caller."""
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows."""
         size = self._frame.shape[0]
         for start in range(0, size, BATCH):
             rows = slice(start, min(start + BATCH, size))

@@ -59,7 +59,6 @@ class QueryTable:
             self.file = FleetFile("<query>", content=self._encoded(result, columns), shown="the query")
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows."""
         with self.file.opened() as lines:
             yield from map(Batch.decode, lines)
 

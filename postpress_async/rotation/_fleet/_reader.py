@@ -194,7 +194,6 @@ class FleetReader:
 def open_file(
     source: str | os.PathLike[str], columns: tuple[str, ...]
 ) -> CsvTable | JsonLines | ParquetTable:
-    """Open a fleet's file as a table of its format."""
     file = FleetFile(source)
     try:
         return _format_of(file)(file, columns)

@@ -41,8 +41,6 @@ _NOT_PATCHED: Final = [State.FAILED.value, State.UNKNOWN.value, State.SKIPPED.va
 
 @frozen
 class Chart:
-    """A chart of the page."""
-
     description: str  # for screen readers
     wide: Markup  # the SVG for wide screens and paper
     narrow: Markup  # the SVG for phones

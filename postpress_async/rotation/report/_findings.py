@@ -45,8 +45,6 @@ class Latency:
 
 @frozen
 class ProxyCount:
-    """The counts of one proxy."""
-
     proxy: str
     accounts: int  # number of accounts whose last proxy it was
     not_patched: int  # how many of these accounts were not patched, for any reason
@@ -56,8 +54,6 @@ class ProxyCount:
 
 @frozen(kw_only=True)
 class Findings:
-    """The content of the page."""
-
     statistics: Statistics
     requests: int  # number in all runs, without those that a killed run did not record
     bars: list[Bar]  # accounts over time

@@ -26,8 +26,6 @@ _LONGEST: Final = 300  # characters of a cell, because a damaged journal may hav
 
 @frozen
 class Listing:
-    """A list of accounts."""
-
     packed: str  # a JSON list of blocks, each with a list per column of `COLUMNS`; gzip in base64
     rows: int
     first: list[tuple[Any, ...]]  # the rows that are shown in browsers without scripts
