@@ -53,7 +53,6 @@ class ConcurrencyLimit:
 
     @property
     def is_full(self) -> bool:
-        """Whether all slots are held and the queue is full."""
         return self._slots.locked() and self._waiting >= self._queue
 
     async def __aenter__(self) -> None:

@@ -60,14 +60,13 @@ def read_header(
 
 
 class KeyReader:
-    """Reads the known keys of mappings, and records the first twenty unknown ones."""
+    """Reads the known keys of mappings, and records the first twenty unknown ones, safe to print."""
 
     def __init__(self) -> None:
         self._ignored: dict[str, str] = {}
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The unknown keys so far, safe to print."""
         return tuple(self._ignored.values())
 
     def read(self, values: Mapping[Any, object], columns: tuple[str, ...], found: dict[str, object]) -> None:
@@ -201,7 +200,6 @@ def _whole(value: object) -> object:
 
 
 def is_missing(value: object) -> bool:
-    """Whether *value* is None or NaN."""
     if value is None:
         return True
     if isinstance(value, str):  # for speed: most values are text, and the check of `Real` is slow

@@ -52,7 +52,6 @@ class FrameTable:
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
-        """Unknown columns, and unknown keys of the proxies read so far."""
         return self._ignored + self._maker.keys.ignored
 
     def error(self, fact: str) -> FleetError:

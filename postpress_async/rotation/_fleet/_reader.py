@@ -122,7 +122,7 @@ class FleetReader:
     @cached_property
     def digest(self) -> bytes:
         """
-        SHA-256 of the file's bytes, or the values of a query or frame, and of the options that affect rows.
+        SHA-256 of the file's content, or the values of a query or frame, and the options that affect rows.
 
         If a journal has the same digest, the rows need not be compared. The default's password is left out,
         because an input with another password is still the same input.
@@ -156,7 +156,6 @@ class FleetReader:
         return (row for row in rows if takes(row.account_id))
 
     def only(self, selection: Selection) -> "FleetReader":
-        """Return a reader of the accounts that *selection* takes."""
         return self if self.selection is selection else evolve(self, selection=selection)
 
     def survey(self, on_refusal: Callable[[Refusal], object] | None = None) -> Survey:

@@ -131,7 +131,7 @@ class ProxyAllocator:
         *but_not* are the proxies that have failed for the account, in order. They are not assigned again,
         except for a template with ``{try}`` if no other proxy is left. If `must_wait`, call `wait` first.
         """
-        tried = {self._index(pooled) for pooled in but_not}
+        tried = {self._indices[pooled.label] for pooled in but_not}
         self._open_due()
         if self._paused_at is not None:
             now = self._clock()
@@ -142,7 +142,7 @@ class ProxyAllocator:
         elif sum(not self._was_probe(pooled, account_id) for pooled in but_not) > self._pool.failovers:
             return None
         if (chosen := self._choose(account_id, tried)) is None:
-            templates = [self._index(pooled) for pooled in but_not if TRY in pooled.placeholders]
+            templates = [self._indices[pooled.label] for pooled in but_not if TRY in pooled.placeholders]
             if not templates:
                 return None
             chosen = min(templates, key=templates.count)
@@ -159,7 +159,7 @@ class ProxyAllocator:
 
         If the account *may_have_it* nevertheless, it still counts as an account of the proxy.
         """
-        index = self._index(proxy)
+        index = self._indices[proxy.label]
         if index in self._probing:
             self._probing.remove(index)
             self._due.add(index)  # the probe was inconclusive, so the next account probes again
@@ -196,7 +196,6 @@ class ProxyAllocator:
 
     @property
     def quarantined(self) -> int:
-        """Number of quarantined proxies."""
         return len(self._quarantine)
 
     @property
@@ -206,14 +205,14 @@ class ProxyAllocator:
 
     def may_retry(self, proxy: PooledProxy) -> bool:
         """Whether an account may send another request through *proxy*, which has just failed once."""
-        return self._paused_at is None and self._index(proxy) not in self._quarantine
+        return self._paused_at is None and self._indices[proxy.label] not in self._quarantine
 
     def failed(self, proxy: PooledProxy, account_id: str) -> None:
         """Record that *proxy* failed for the account. Call `take_back` next."""
         if proxy.is_template:  # the session of one account says nothing about those of others
             self._on_proxy(proxy, None, True)
             return
-        index = self._index(proxy)
+        index = self._indices[proxy.label]
         entry = self._quarantine.get(index)
         if entry is None:
             self._failures.setdefault(index, {}).setdefault(account_id, False)
@@ -232,7 +231,7 @@ class ProxyAllocator:
 
     def worked(self, proxy: PooledProxy, account_id: str) -> None:
         """Record that the account was patched with *proxy*, so its earlier failures were proxies' faults."""
-        index = self._index(proxy)
+        index = self._indices[proxy.label]
         self._forget_failures(index)
         self._known_bad.discard(index)
         if self._quarantine.pop(index, None) is not None:
@@ -278,12 +277,6 @@ class ProxyAllocator:
 
     # --- Internals ---
 
-    def _index(self, proxy: PooledProxy) -> int:
-        index = self._indices.get(proxy.label)
-        if index is None:
-            raise ValueError(f"{proxy.label} is not in this pool")
-        return index
-
     def _count(self, index: int, accounts: int) -> None:
         self._accounts[index] += accounts
         self._update(index)
@@ -320,7 +313,7 @@ class ProxyAllocator:
         return self._assignment.choose(account_id, tried) if chosen is None else chosen
 
     def _was_probe(self, proxy: PooledProxy, account_id: str) -> bool:
-        entry = self._quarantine.get(self._index(proxy))
+        entry = self._quarantine.get(self._indices[proxy.label])
         return entry is not None and entry.prober == account_id
 
     def _quarantine_now(self, index: int) -> None:

@@ -106,7 +106,6 @@ def _time_axis(first: float, last: float, ticks: int) -> Spec:
 
 
 def _over_time(axis: Spec, states: list[str], width: int, height: int, title: str) -> Spec:
-    """One plot of the chart over time, with the accounts in *states*."""
     colours = {"domain": states, "range": [f"var(--{state})" for state in states]}
     return {
         "width": width,
