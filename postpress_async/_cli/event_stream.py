@@ -21,16 +21,12 @@ class EventStream:
     Writes events to *out* as JSON Lines, and messages to standard error.
 
     The documentation lists the events. Events and fields may be added, but existing ones never change. No
-    event contains a secret.
-
-    Args:
-        out: The stream for events. If None, no events are written and the summary goes to standard output.
-        verbose: Whether to report retries, pauses and quarantined proxies in messages.
+    event contains a secret. If *out* is None, no events are written and the summary goes to standard output.
     """
 
     def __init__(self, out: TextIO | None, *, verbose: bool) -> None:
         self._out: Final = out
-        self._verbose: Final = verbose
+        self._verbose: Final = verbose  # report retries, pauses and quarantined proxies in messages
         self.is_closed: bool = False  # the reader has closed the stream
 
     def say(self, text: str) -> None:

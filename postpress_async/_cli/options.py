@@ -36,12 +36,7 @@ class Command(click.Command):
 
 
 class Option(click.Option):
-    """
-    An option whose help names its environment variable.
-
-    Args:
-        group: Heading of the option in the command's help.
-    """
+    """An option whose help names its environment variable, under the heading *group*."""
 
     def __init__(self, *args: Any, group: str = "Options", **settings: Any) -> None:
         super().__init__(*args, **{"show_envvar": True, **settings})

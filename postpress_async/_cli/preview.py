@@ -122,11 +122,9 @@ def preview(job: Job, events: EventStream) -> int:
 
 
 def _kinds(job: Job) -> str:
-    kinds, invalid = job.survey.kinds, job.survey.refused
-    if not invalid:
-        return kinds
-    ignored = f"{counted(invalid, 'row')} {'is' if invalid == 1 else 'are'} left out"
-    return f"{kinds}, and {ignored}" if kinds else ignored
+    invalid = job.survey.refused
+    left_out = f"{counted(invalid, 'row is', 'rows are')} left out" if invalid else ""
+    return ", and ".join(filter(None, (job.survey.kinds, left_out)))
 
 
 def _rows(job: Job, done: bytes = b"") -> Iterator[Row]:

@@ -76,14 +76,10 @@ class _Execution:
 
 @define(eq=False)
 class IdempotencyStore:
-    """
-    Stores executions by account and Idempotency-Key. Beyond *capacity*, the oldest execution is dropped.
-
-    *stores_errors* is whether failed executions are also stored.
-    """
+    """Stores executions by account and Idempotency-Key. Beyond *capacity*, the oldest one is dropped."""
 
     _capacity: int
-    _stores_errors: bool = field(kw_only=True, alias="stores_errors")
+    _stores_errors: bool = field(kw_only=True, alias="stores_errors")  # also stores failed executions
     _executions: OrderedDict[tuple[str, str], _Execution] = field(factory=OrderedDict)
 
     async def find(self, account_id: str, key: str, change: Json) -> Response | None:

@@ -30,10 +30,21 @@ class Sandbox:
     """
     A local fake of the API that serves on loopback while its ``async with`` block runs.
 
+    The random faults of a profile are:
+
+    - ``steady``: No faults.
+    - ``flaky``: 2% provider_error, 1% service_unavailable, 1% request_timeout (half of them executed) and
+      0.5% dropped connections (half of them executed). 1% of the accounts do not exist.
+    - ``overloaded``: Latency grows with the number of executing requests. Above 30, some requests get a 503
+      or 429; above 100, all requests do.
+    - ``outage``: An outage begins 1 to 3 s after the first request and lasts 10 to 20 s. All requests get a
+      503 (a quarter of the requests as HTML) or a dropped connection.
+    - ``hostile``: A fifth of the responses are malformed, contradictory or missing. Most of these requests
+      are executed.
+
     Args:
         accounts: The account ids that exist; None if every well-formed id exists.
-        profile: Random faults: ``steady`` (none), ``flaky``, ``overloaded``, ``outage`` or ``hostile``.
-            See `Faults` for their rates.
+        profile: The random faults.
         seed: Seed of the random faults. The same seed gives the same faults, in any order of requests.
         latency: Seconds that an update takes.
         rate: Maximum requests per second, above which the response is a 429; None for no limit.

@@ -135,8 +135,8 @@ class ProxyAllocator:
         self._open_due()
         if self._paused_at is not None:
             now = self._clock()
-            if now >= self._gives_up_at:
-                return None
+            if now >= self._paused_at + self._pool.cool_down:
+                return None  # the pause has lasted too long
             interval = PROBE_INTERVAL_SHARE * (now - self._paused_at)
             self._probe_at = now + min(max(interval, SHORTEST_PROBE_INTERVAL), LONGEST_PROBE_INTERVAL)
         elif sum(not self._was_probe(pooled, account_id) for pooled in but_not) > self._pool.failovers:
@@ -172,11 +172,9 @@ class ProxyAllocator:
         """
         Continue after an earlier run. Labels that are not in the pool are ignored.
 
-        Args:
-            accounts: By label of a proxy: the number of accounts that have it. They count towards
-                `accounts_per_proxy`, and ``round-robin`` continues where the earlier run ended.
-            quarantine: By label of a quarantined proxy: the Unix times when its quarantine began and when it
-                is to be probed. Without a time for the probe, it is probed after the cool-down.
+        *accounts* are the numbers of accounts by label. They count towards `accounts_per_proxy`, and
+        ``round-robin`` continues where the earlier run ended. *quarantine* are the Unix times, by label, when
+        the quarantine began and when the proxy is to be probed; None for the end of the cool-down.
         """
         counts: dict[int, int] = {}
         for label, count in accounts.items():
@@ -364,15 +362,10 @@ class ProxyAllocator:
         self._report(events.PauseEnded(seconds))
         self._wake()
 
-    @property
-    def _gives_up_at(self) -> float:
-        """Unix time from which accounts get no proxy, because the pause has lasted too long."""
-        return math.inf if self._paused_at is None else self._paused_at + self._pool.cool_down
-
     def _seconds_to_wait(self) -> float:
         if self._paused_at is not None:
-            now = self._clock()
-            return 0.0 if now >= self._gives_up_at else min(self._probe_at, self._gives_up_at) - now
+            now, gives_up_at = self._clock(), self._paused_at + self._pool.cool_down
+            return 0.0 if now >= gives_up_at else min(self._probe_at, gives_up_at) - now
         return 0.0 if self.available or not self._probing else math.inf  # until the probes end
 
     def _wake(self) -> None:

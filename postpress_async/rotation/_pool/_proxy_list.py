@@ -201,12 +201,8 @@ class _Table:
         return cls(columns, names, tuple(map(printable_name, unused)), delimiter, by)
 
     def read_row(self, text: str) -> tuple[CustomProxy, Tag, dict[str, str]]:
-        """
-        Parse a row into the proxy, its tag, and its cells in unused columns.
-
-        A row is always one line: no field of a proxy can contain a line break.
-        """
-        try:
+        """Parse a row into the proxy, its tag, and its cells in unused columns."""
+        try:  # a row is always one line: no field of a proxy can contain a line break
             cells = next(csv.reader([text], delimiter=self.delimiter, strict=True))
         except csv.Error:
             cells = []

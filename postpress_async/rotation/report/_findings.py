@@ -94,9 +94,6 @@ def find(view: JournalReader, stage: Stage, now: float) -> Findings:
     Read the journal at Unix time *now*; *stage* is the result of `stage_of`.
 
     Call it within `JournalReader.at_one_moment`, so that the counts are consistent.
-
-    Raises:
-        JournalError: The journal is damaged.
     """
     start, step = view.read(_time_axis, _SPAN)
     proxies, more_proxies = view.read(_proxies, _PROXIES, RANKED)
