@@ -17,16 +17,50 @@ def own_accounts(count: int = 1_000) -> list[str]:
     return [f"acc_sandbox_{number:06}" for number in range(1, count + 1)]
 
 
-def describe(sandbox: "Sandbox") -> str:
-    """The URL and the number of requests. They are part of the repr, which pytest shows if a test fails."""
-    try:
-        requests = sandbox.record.requests
-        return f"{sandbox.url}, {requests:,} {'request' if requests == 1 else 'requests'}"
-    except RuntimeError:
-        return "not started"
+class ServerAccess:
+    """The methods of `Sandbox` that `SandboxThread` also has, because they do not wait."""
+
+    def __init__(self, server: Server) -> None:
+        self._server: Final = server
+
+    @property
+    def url(self) -> str:
+        """The base URL; raises RuntimeError before the sandbox is started."""
+        return self._server.url
+
+    @property
+    def api_key(self) -> str:
+        """The API key that the sandbox accepts."""
+        return self._server.api_key
+
+    @property
+    def record(self) -> Record:
+        """Counters of what the sandbox received and did. A response is counted before it is sent."""
+        return self._server.record
+
+    def __repr__(self) -> str:
+        # pytest shows the repr if a test fails.
+        try:
+            requests = self.record.requests
+            state = f"{self.url}, {requests:,} {'request' if requests == 1 else 'requests'}"
+        except RuntimeError:
+            state = "not started"
+        return f"<{type(self).__name__} {state}>"
+
+    def session(self, **options: Any) -> PostPressSession:
+        """Create a session for this sandbox; *options* are those of `PostPressSession`."""
+        return PostPressSession(self.api_key, base_url=self.url, **options)
+
+    def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
+        """The request body last applied to the account, password included; None if no change was applied."""
+        return self.record.proxy_of(account_id)
+
+    def sends(self, account_id: str) -> int:
+        """Number of requests received for the account."""
+        return self.record.sends(account_id)
 
 
-class Sandbox:
+class Sandbox(ServerAccess):
     """
     A local fake of the API that serves on loopback while its ``async with`` block runs.
 
@@ -75,29 +109,8 @@ class Sandbox:
             rate=rate,
             dead_proxies=dead_proxies,
         )
+        super().__init__(self.server)
         self._port: Final = port
-
-    @property
-    def url(self) -> str:
-        """The base URL; raises RuntimeError before the sandbox is started."""
-        return self.server.url
-
-    @property
-    def api_key(self) -> str:
-        """The API key that the sandbox accepts."""
-        return self.server.api_key
-
-    @property
-    def record(self) -> Record:
-        """Counters of what the sandbox received and did."""
-        return self.server.record
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {describe(self)}>"
-
-    def session(self, **options: Any) -> PostPressSession:
-        """Create a session for this sandbox; *options* are those of `PostPressSession`."""
-        return PostPressSession(self.api_key, base_url=self.url, **options)
 
     def script(
         self, account_id: str, *responses: str | int | Fault, then: str | int | Fault | None = None
@@ -116,14 +129,6 @@ class Sandbox:
             ValueError: A response or the account id is invalid. The script is unchanged.
         """
         self.server.faults.script(account_id, *responses, then=then)
-
-    def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
-        """The request body last applied to the account, password included; None if no change was applied."""
-        return self.record.proxy_of(account_id)
-
-    def sends(self, account_id: str) -> int:
-        """Number of requests received for the account."""
-        return self.record.sends(account_id)
 
     async def outage(self, kind: Outage) -> None:
         """
