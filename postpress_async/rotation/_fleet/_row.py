@@ -7,8 +7,6 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, TypeAlias
 
-from attrs import Factory, define
-
 from postpress_async._fields import check_account_id, read_port
 from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyChange
 from postpress_async.rotation._column_names import COLUMNS, PARTS
@@ -37,55 +35,6 @@ def cell_columns(names: Collection[str]) -> tuple[str, ...]:
     return (*(unused if name in names else name for name in COLUMNS), *names)
 
 
-# Python's hash of a string is usually a 64-bit SipHash with a random key, cached in the string. If it is
-# anything else, use BLAKE2b.
-_IS_SIPHASH_64: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
-
-
-class FirstLines:
-    """
-    The first line of each account, in 32 to 64 bytes per account.
-
-    This is a hash table with open addressing in two arrays. For a million accounts it takes 36 MB, and a dict
-    from hash to line takes 122 MB; a fleet can have ten million accounts. Accounts are compared by a 64-bit
-    hash. In one of 37 million fleets of a million accounts, two accounts have the same hash.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._allocate(1024)
-
-    def _allocate(self, slots: int) -> None:
-        self._digests = array("q", bytes(8 * slots))
-        self._lines = array("Q", bytes(8 * slots))  # 0 is a free slot, because the first line is 1
-        self._mask = slots - 1
-
-    def claim(self, account_id: str, line: int) -> int | None:
-        """Return the earlier line that has *account_id*. Otherwise store *line* and return None."""
-        if first := self._put(hash(account_id) if _IS_SIPHASH_64 else _blake2b(account_id), line):
-            return first
-        self._count += 1
-        if 2 * self._count > len(self._lines):  # lookups are slower in a fuller table
-            old = zip(self._digests, self._lines, strict=True)
-            self._allocate(2 * len(self._lines))
-            for digest, old_line in old:
-                if old_line:
-                    self._put(digest, old_line)
-        return None
-
-    def _put(self, digest: int, line: int) -> int:
-        """Return the line that is stored for *digest*. Otherwise store *line* and return 0."""
-        digests, lines, mask = self._digests, self._lines, self._mask
-        slot = digest & mask
-        while first := lines[slot]:
-            if digests[slot] == digest:
-                return first
-            slot = (slot + 1) & mask
-        digests[slot], lines[slot] = digest, line
-        return 0
-
-
-@define(eq=False)
 class RowReader:
     """
     Reads the rows of one pass over a fleet, and refuses duplicate accounts.
@@ -94,10 +43,13 @@ class RowReader:
     correcting the first must not change which of them is refused as the duplicate.
     """
 
-    _default: ProxyChange | None  # for rows with only an account, unless they get a proxy of the pool
-    _needs: PoolNeeds | None  # of the pool; None if there is no pool
-    _done: bytes  # not 0 at the ordinals of rows to skip
-    _first_lines: FirstLines = Factory(FirstLines)
+    def __init__(self, default: ProxyChange | None, needs: PoolNeeds | None, done: bytes) -> None:
+        """Rows with only an account get *default*, or a proxy of the pool if *needs* is not None."""
+        self._default = default
+        self._needs = needs
+        self._names = () if needs is None else needs.names
+        self._done = done
+        self._first_lines = FirstLines()
 
     def read(self, ordinal: int, line: int, cells: Cells) -> Row | Refusal | None:
         """Return the row, or its refusal; None if the row is to be skipped."""
@@ -109,8 +61,8 @@ class RowReader:
             return refusal
         try:
             change = _read_change(cells) or self._default
-            if change is None and self._needs is not None and self._needs.names:
-                fields = dict(zip(self._needs.names, map(str.strip, cells[len(COLUMNS) :]), strict=True))
+            if change is None and self._names and self._needs is not None:
+                fields = dict(zip(self._names, map(str.strip, cells[len(COLUMNS) :]), strict=True))
                 return Row(ordinal, line, account_id, None, self._needs.tag_of(fields), fields)
         except FieldError as error:
             return refusal_of(error, ordinal, line, account_id)
@@ -137,6 +89,53 @@ class RowReader:
             return None
         reason, advice = "account already named", "name each account once"
         return Refusal(ordinal, line, "account_id", account_id, reason, advice, first)
+
+
+# Python's hash of a string is usually a 64-bit SipHash with a random key, cached in the string. If it is
+# anything else, use BLAKE2b.
+_IS_SIPHASH_64: Final = sys.hash_info.hash_bits == 64 and sys.hash_info.algorithm.startswith("siphash")
+
+
+class FirstLines:
+    """
+    The first line of each account, in 32 to 64 bytes per account.
+
+    This is a hash table with open addressing in two arrays. For a million accounts it takes 36 MB, and a dict
+    from hash to line takes 122 MB; a fleet can have ten million accounts. Accounts are compared by a 64-bit
+    hash. In one of 37 million fleets of a million accounts, two accounts have the same hash.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._allocate(1024)
+
+    def _allocate(self, slots: int) -> None:
+        self._digests = array("q", bytes(8 * slots))
+        self._lines = array("Q", bytes(8 * slots))  # 0 is a free slot, because the first line is 1
+
+    def claim(self, account_id: str, line: int) -> int | None:
+        """Return the earlier line that has *account_id*. Otherwise store *line* and return None."""
+        if first := self._put(hash(account_id) if _IS_SIPHASH_64 else _blake2b(account_id), line):
+            return first
+        self._count += 1
+        if 2 * self._count > len(self._lines):  # lookups are slower in a fuller table
+            old = zip(self._digests, self._lines, strict=True)
+            self._allocate(2 * len(self._lines))
+            for digest, old_line in old:
+                if old_line:
+                    self._put(digest, old_line)
+        return None
+
+    def _put(self, digest: int, line: int) -> int:
+        """Return the line that is stored for *digest*. Otherwise store *line* and return 0."""
+        digests, lines, mask = self._digests, self._lines, len(self._lines) - 1
+        slot = digest & mask
+        while first := lines[slot]:
+            if digests[slot] == digest:
+                return first
+            slot = (slot + 1) & mask
+        digests[slot], lines[slot] = digest, line
+        return 0
 
 
 def _read_change(cells: Cells) -> ProxyChange | None:
