@@ -11,8 +11,8 @@ from postpress_async._settings import BASE_URL
 from postpress_async.rotation import Halt
 from postpress_async.sandbox import Profile
 
+# Key of `click.Context.meta` for the words that the user typed after the command's name.
 TYPED_WORDS: Final = "postpress_async.typed_words"
-"""Key of `click.Context.meta` for the words that the user typed after the command's name."""
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -77,8 +77,7 @@ class _Count(click.IntRange):
 COUNT: Final = _Count(1)
 COUNT_OR_ZERO: Final = _Count(0)
 
-FILE: Final = click.Path(allow_dash=True)
-"""A path, or ``-`` for standard input. Click does not check that the file exists."""
+FILE: Final = click.Path(allow_dash=True)  # a path, or ``-`` for standard input; the file may be missing
 FILE.name = "file"  # shown in the help as FILE
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)

@@ -8,8 +8,7 @@ from postpress_async.sandbox._record import Record
 from postpress_async.sandbox._server import Outage, Server
 from postpress_async.session import PostPressSession
 
-API_KEY: Final = "pp_test_sandbox"
-"""The sandbox's API key. The real API does not accept it."""
+API_KEY: Final = "pp_test_sandbox"  # the real API does not accept it
 
 
 def own_accounts(count: int = 1_000) -> list[str]:

@@ -166,18 +166,16 @@ class BatchMaker:
 
 def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError]) -> list[str]:
     """The text of each value of a column. Errors of invalid values are added to *faults*, by index."""
-
-    def convert(index: int, value: object) -> str:
-        try:
-            return _text(column, value)
-        except FieldError as fault:
-            faults.setdefault(index, fault)
-            return ""
-
     # A million rows have nine million values, nearly all of them text or None.
     if set(map(type, values)) <= _TEXT_TYPES:
         return [value or "" for value in cast("Sequence[str | None]", values)]
-    return ["" if value is None else convert(index, value) for index, value in enumerate(values)]
+    texts = [""] * len(values)
+    for index, value in enumerate(values):
+        try:
+            texts[index] = _text(column, value)
+        except FieldError as fault:
+            faults.setdefault(index, fault)
+    return texts
 
 
 def _text(column: str, value: object) -> str:

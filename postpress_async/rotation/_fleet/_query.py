@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DATABASE_URL: Final = "POSTPRESS_DATABASE_URL"
-"""The environment variable for the URL, which may contain a password."""
+DATABASE_URL: Final = "POSTPRESS_DATABASE_URL"  # the variable for the URL, which may contain a password
 
 # SQLAlchemy takes all text from the first colon to the first "@" as the password, even slashes.
 _CREDENTIALS: Final = re.compile(r"[a-zA-Z][\w+.-]*://[^:/]*:[^@]+@", re.DOTALL)

@@ -15,9 +15,7 @@ from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, witho
 from postpress_async.rotation._rows import Refusal, Row, refusal_of
 from postpress_async.rotation._template import OWN_NAMES, placeholders
 
-NO_CHANGE: Final = "no proxy and no country"
-"""The reason to refuse a row with only an account, if there is no default and no pool."""
-
+NO_CHANGE: Final = "no proxy and no country"  # without a default and a pool
 ONE_FORM: Final = "give either proxy, or host, port and the rest, not both"
 
 Cells: TypeAlias = tuple[str, ...]

@@ -39,11 +39,8 @@ MASS_FAILURE: Final = 10
 the oldest failure. If one call in three fails at random, this is wrong once in 1,000 calls."""
 
 SHORTEST_PROBE_INTERVAL, LONGEST_PROBE_INTERVAL = 0.5, 60.0  # seconds
-PROBE_INTERVAL_SHARE: Final = 1 / 8
-"""The seconds between two probes in a pause are this share of the pause so far, within the above limits."""
-
-LONGEST_COOL_DOWN: Final = 86_400.0
-"""Failed probes do not extend a cool-down beyond this number of seconds."""
+PROBE_INTERVAL_SHARE: Final = 1 / 8  # of the pause so far, within the above limits
+LONGEST_COOL_DOWN: Final = 86_400.0  # seconds, beyond which failed probes do not extend a cool-down
 
 
 @define
@@ -53,11 +50,9 @@ class Quarantine:
     prober: str | None = None  # the account that probed the proxy last
 
 
+# Called with a proxy, its quarantine, and whether it has just failed for an account. If it has not, its
+# quarantine has just begun or ended.
 OnProxy: TypeAlias = Callable[[PooledProxy, Quarantine | None, bool], object]
-"""
-Called with a proxy, its quarantine, and whether it has just failed for an account. If it has not, its
-quarantine has just begun or ended.
-"""
 
 
 def unix_clock() -> Callable[[], float]:
@@ -77,9 +72,6 @@ class ProxyAllocator:
     If most proxies fail at the same time, the cause is probably not the proxies, and a pause begins: accounts
     `wait`, except for one that tries a proxy from time to time. The pause ends when an account is patched,
     and all failures until then are forgotten.
-
-    Attributes:
-        available: Number of proxies that accounts can get; at 0 the pool is exhausted.
     """
 
     def __init__(
@@ -105,7 +97,7 @@ class ProxyAllocator:
         )
         self._accounts: Final = [0] * len(self._proxies)
         self._is_open: Final = [True] * len(self._proxies)
-        self.available: int = len(self._proxies)
+        self.available: int = len(self._proxies)  # proxies that accounts can get; at 0 the pool is exhausted
         self._quarantine: Final[dict[int, Quarantine]] = {}
         # A heap of the times of probes and their proxies. It keeps the entries of ended quarantines.
         self._probe_times: Final[list[tuple[float, int]]] = []

@@ -24,8 +24,7 @@ from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, without_brackets
 
-Source: TypeAlias = str | os.PathLike[str]
-"""A path, or ``-`` for standard input."""
+Source: TypeAlias = str | os.PathLike[str]  # ``-`` is standard input
 
 
 @frozen

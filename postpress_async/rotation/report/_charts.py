@@ -22,11 +22,8 @@ from postpress_async.rotation.report._listing import cut
 
 Spec: TypeAlias = dict[str, Any]
 
-WIDE: Final = 880
-NARROW: Final = 290
-"""Width of the plot area in pixels, without the labels on its left."""
-ERRORS_DRAWN: Final = 12
-"""Maximum number of errors in the chart."""
+WIDE, NARROW = 880, 290  # width of the plot area in pixels, without the labels on its left
+ERRORS_DRAWN: Final = 12  # maximum number of errors in the chart
 
 _COUNT_AXIS: Final = {
     "title": None,
