@@ -311,11 +311,9 @@ class RotateOptions(_InputOptions):
         """Create from the current command's parameters, or raise `click.UsageError`."""
         context = click.get_current_context()
         command = shlex.join([_PROGRAM, str(context.info_name), *context.meta[options.TYPED_WORDS]])
-        parsed = cls(**values, command=command, arguments=_arguments_by_option(context))
-        parsed._check()
-        return parsed
+        return cls(**values, command=command, arguments=_arguments_by_option(context))
 
-    def _check(self) -> None:
+    def __attrs_post_init__(self) -> None:
         # Reject only typed options. Environment variables may be set for all runs, with and without a pool.
         if not self.pool and (unused := [name for name in _REQUIRE_POOL if name in self.arguments]):
             names = " and ".join(map(_option_name, unused))
