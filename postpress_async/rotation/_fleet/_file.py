@@ -68,18 +68,14 @@ class FleetFile:
         self,
         source: str | os.PathLike[str],
         *,
-        content: Iterable[bytes] | None = None,
-        shown: str | None = None,
+        content: Iterable[bytes] | None = None,  # if given, it is copied, and *source* is only a name
+        shown: str | None = None,  # the name in errors
     ) -> None:
-        """
-        Raise `FleetError` if *source* cannot be read.
-
-        If *content* is given, it is copied, and *source* is only a name. *shown* is the name in errors.
-        """
+        """Raise `FleetError` if *source* cannot be read."""
         path = os.fspath(source)
         self.name: str = "<stdin>" if path == STDIN else printable(os.path.basename(path))
         named = "standard input" if path == STDIN else printable(path) or "a file without a name"
-        self.shown: str = shown or named  # in errors
+        self.shown: str = shown or named
         self._path = path
         self._spool: IO[bytes] | None = None
         self._digests: list[bytes] = []

@@ -146,16 +146,12 @@ class ProxyAllocator:
         return self._proxies[chosen]
 
     def take_back(self, proxy: PooledProxy, *, may_have_it: bool = False) -> None:
-        """
-        Record that the account's call with *proxy* did not succeed. Call `failed` first if the proxy failed.
-
-        If the account *may_have_it* nevertheless, it still counts as an account of the proxy.
-        """
+        """Record that the account's call with *proxy* did not succeed; after `failed` if the proxy failed."""
         index = self._indices[proxy.label]
         if index in self._probing:
             self._probing.remove(index)
             self._due.add(index)  # the probe was inconclusive, so the next account probes again
-        self._count(index, 0 if may_have_it else -1)
+        self._count(index, 0 if may_have_it else -1)  # an account that may have it still counts
         self._wake()
 
     def resume(
