@@ -193,7 +193,9 @@ class ProxyPool:
         ]
         if self.assign == "sticky":  # the order of the list does not matter
             rows.sort(key=json.dumps)
-        facts = [self.assign, self.accounts_per_proxy, rows]
+        # None takes the place of an option that older versions had: the digest must equal theirs, so that
+        # their journals still recognize the pool.
+        facts = [self.assign, None, self.accounts_per_proxy, rows]
         return hashlib.sha256(json.dumps(facts).encode()).digest()
 
     @property
