@@ -21,16 +21,12 @@ class EventStream:
     Writes events to *out* as JSON Lines, and messages to standard error.
 
     The documentation lists the events. Events and fields may be added, but existing ones never change. No
-    event contains a secret.
-
-    Args:
-        out: The stream for events. If None, no events are written and the summary goes to standard output.
-        verbose: Whether to report retries, pauses and quarantined proxies in messages.
+    event contains a secret. If *out* is None, no events are written and the summary goes to standard output.
     """
 
     def __init__(self, out: TextIO | None, *, verbose: bool) -> None:
         self._out: Final = out
-        self._verbose: Final = verbose
+        self._verbose: Final = verbose  # report retries, pauses and quarantined proxies in messages
         self.is_closed: bool = False  # the reader has closed the stream
 
     def say(self, text: str) -> None:
@@ -63,16 +59,13 @@ class EventStream:
             message=str(refusal),
         )
 
-    def not_started(self, code: int, message: str, journal: str) -> None:
-        """Report that no rotation was started; *message* says why."""
-        self.ended(RotationSummary(), code, journal, message=message)
-
     def settled(self, outcome: Outcome) -> None:
         if self._out is not None:
             fields = attrs.asdict(outcome, filter=lambda field, _: field.name != "error", recurse=False)
             self.write("settled", **fields)
 
     def ended(self, summary: RotationSummary, code: int, journal: str, **fields: str) -> None:
+        """Report the end of a rotation, or with a *message* why it was not started."""
         counts = attrs.asdict(summary, filter=lambda field, _: field.name != "unconsumed", recurse=False)
         self.write("ended", exit_code=code, journal=journal, **fields, **counts)
 
@@ -87,9 +80,8 @@ class EventStream:
                 self._explain(f"{account_id}: {text}")
             case events.PauseBegan():
                 self.write("pause_began")
-                self._explain(
-                    "the service is down, or most proxies fail: accounts wait, and only probes are sent"
-                )
+                text = "the service is down, or most proxies fail: accounts wait, and only probes are sent"
+                self._explain(text)
             case events.PauseEnded():
                 self.write("pause_ended")
                 self._explain("the service and proxies work again: accounts continue")
@@ -102,8 +94,6 @@ class EventStream:
             case events.ProxyQuarantined(proxy):
                 self.write("proxy_quarantined", proxy=proxy)
                 self._explain(f"{proxy} failed: it is quarantined (see --cool-down)")
-            case _:
-                pass
 
     def _explain(self, text: str) -> None:
         if self._verbose:

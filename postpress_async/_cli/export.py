@@ -22,6 +22,7 @@ from postpress_async.rotation.report import write_report
 @option(
     "--format",
     "kind",
+    envvar="POSTPRESS_EXPORT_FORMAT",
     type=click.Choice(list(FORMATS)),
     show_default="by the name of --output, or csv",
     help="Format of the output. csv: comma-separated values with a header. jsonl: a JSON object per line. "
@@ -30,6 +31,7 @@ from postpress_async.rotation.report import write_report
 @option(
     "--state",
     "states",
+    envvar="POSTPRESS_EXPORT_STATE",
     multiple=True,
     type=click.Choice([state.value for state in State]),
     help="Write only accounts in this state. patched: the API confirmed the change. failed: the change was "

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import attrs
 import click
@@ -14,14 +14,18 @@ from postpress_async.rotation.journal._history import AccountChange, Run, change
 from postpress_async.rotation.journal._reading import JournalReader
 from postpress_async.rotation.journal._times import duration, instant
 
-_TIMES: Final = ("began", "ended")
-
 
 @click.command(cls=Command, short_help="List the runs of a journal, or the changes of an account.")
 @click.argument("journal")
 @click.argument("account", required=False)
 @option("--run", type=COUNT, help="List only run number N. All by default.")
-@option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="POSTPRESS_HISTORY_JSON",
+    help="Print one JSON object per line.",
+)
 def history(journal: str, account: str | None, run: int | None, as_json: bool) -> None:
     """
     List the runs of a rotation: when, by whom, from which machine, with which command and result.
@@ -81,6 +85,6 @@ def _as_dict(entry: Run | AccountChange) -> dict[str, Any]:
 
 
 def _serialize(_entry: object, attribute: "attrs.Attribute[Any] | None", value: Any) -> Any:
-    if attribute is not None and attribute.name in _TIMES and value is not None:
+    if attribute is not None and attribute.name in {"began", "ended"} and value is not None:
         return instant(value)
     return value

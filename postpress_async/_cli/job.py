@@ -67,12 +67,8 @@ class Job:
         return sorted(filter(None, tags))
 
     @property
-    def reason_not_to_start(self) -> str | None:
+    def problem(self) -> str | None:
         """Why the rotation cannot start, and what to do; None if it can start."""
-        problem = self._problem()
-        return None if problem is None else f"nothing was sent: {problem}"
-
-    def _problem(self) -> str | None:
         survey, skip_bad = self.survey, self.options.skip_bad
         valid = counted(survey.rows, "account")
         if self.left_behind and not skip_bad:
@@ -126,7 +122,7 @@ def open_job(options: RotateOptions, events: EventStream) -> Iterator[Job]:
         if pools and 0 < survey.pooled < survey.rows and not options.dry_run:
             click.echo(f"{counted(survey.rows, 'account')}: {survey.kinds}", err=True)
         job = Job(options, fleet, pools, journal, survey, invalid_lines, selection=selection)
-        if job.unused_tags and job.reason_not_to_start is None:
+        if job.unused_tags and job.problem is None:
             proxies = counted(sum(len(pools[tag]) for tag in job.unused_tags), "proxy is", "proxies are")
             click.echo(f"{proxies} not used, since no row needs one for {listed(job.unused_tags)}", err=True)
         yield job
@@ -189,7 +185,7 @@ def _open_pools(options: RotateOptions, events: EventStream) -> tuple[Pools, int
     by = options.pool_by
     if by is None and any(tag for tag, _ in options.lists):
         by = TAG
-    # Invalid lines are reported together with invalid rows, by `Job.reason_not_to_start`.
+    # Invalid lines are reported together with invalid rows, by `Job.problem`.
     lists = read_lists(options.lists, by=by and field_of(by), skip_bad=True)
     for refusal in lists.refused:
         events.refused(refusal.source, refusal)

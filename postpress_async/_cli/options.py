@@ -11,8 +11,8 @@ from postpress_async._settings import BASE_URL
 from postpress_async.rotation import Halt
 from postpress_async.sandbox import Profile
 
+# Key of `click.Context.meta` for the words that the user typed after the command's name.
 TYPED_WORDS: Final = "postpress_async.typed_words"
-"""Key of `click.Context.meta` for the words that the user typed after the command's name."""
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -36,12 +36,7 @@ class Command(click.Command):
 
 
 class Option(click.Option):
-    """
-    An option whose help names its environment variable.
-
-    Args:
-        group: Heading of the option in the command's help.
-    """
+    """An option whose help names its environment variable, under the heading *group*."""
 
     def __init__(self, *args: Any, group: str = "Options", **settings: Any) -> None:
         super().__init__(*args, **{"show_envvar": True, **settings})
@@ -56,7 +51,6 @@ class Option(click.Option):
 
 
 option: Final = partial(click.option, cls=Option)
-"""Adds an `Option` to a command."""
 
 
 def combine(*decorators: Decorator) -> Decorator:
@@ -83,8 +77,7 @@ class _Count(click.IntRange):
 COUNT: Final = _Count(1)
 COUNT_OR_ZERO: Final = _Count(0)
 
-FILE: Final = click.Path(allow_dash=True)
-"""A path, or ``-`` for standard input. Click does not check that the file exists."""
+FILE: Final = click.Path(allow_dash=True)  # a path, or ``-`` for standard input; the file may be missing
 FILE.name = "file"  # shown in the help as FILE
 
 _DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", re.ASCII)
@@ -130,7 +123,6 @@ run_number: Final = option(
     show_default="the latest",
     help="Number of the run, as `postpress-async history` lists it.",
 )
-"""Adds the option that selects a run of a journal."""
 
 _connection_option: Final = partial(option, group="Connection")
 
@@ -168,12 +160,12 @@ connection: Final = combine(
     _connection_option(
         "--no-idempotency",
         is_flag=True,
+        envvar="POSTPRESS_NO_IDEMPOTENCY",
         help="Do not send the Idempotency-Key header, by which the API recognizes a repeated request. Use "
         "this option only if something between you and the API rejects the header. If an order for a managed "
         "proxy may have been executed, it is then not retried, because the API could execute it twice.",
     ),
 )
-"""Adds the options for the connection to the API."""
 
 
 def random_faults(required: str = "", **settings: Any) -> Decorator:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import ip_address
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -19,11 +19,11 @@ from postpress_async._cli.terminal import counted, moment
 from postpress_async._converter import converter
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
-from postpress_async.rotation import Fleet, Row
+from postpress_async.rotation import Fleet, Refusal, Row
 from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation._pool._allocator import ProxyAllocator
 from postpress_async.rotation._pool._tags import argument_of, digest_of
-from postpress_async.rotation._rows import rows_of
+from postpress_async.rotation._rows import pairs_of, rows_of
 from postpress_async.rotation.journal._input_check import RunRequest
 from postpress_async.rotation.journal._preflight import Progress, read_progress
 from postpress_async.rotation.journal._times import duration
@@ -122,20 +122,17 @@ def preview(job: Job, events: EventStream) -> int:
 
 
 def _kinds(job: Job) -> str:
-    kinds, invalid = job.survey.kinds, job.survey.refused
-    if not invalid:
-        return kinds
-    ignored = f"{counted(invalid, 'row')} {'is' if invalid == 1 else 'are'} left out"
-    return f"{kinds}, and {ignored}" if kinds else ignored
+    invalid = job.survey.refused
+    left_out = f"{counted(invalid, 'row is', 'rows are')} left out" if invalid else ""
+    return ", and ".join(filter(None, (job.survey.kinds, left_out)))
 
 
 def _rows(job: Job, done: bytes = b"") -> Iterator[Row]:
     """The valid rows of *job*, without completed ones: the byte of *done* at their ordinal is not 0."""
     if isinstance(job.changes, Fleet):
-        rows: Iterator[Any] = job.changes.rows(done)
+        rows: Iterator[Row | Refusal] = job.changes.rows(done)
     else:
-        changes: Any = job.changes.items() if isinstance(job.changes, dict) else job.changes
-        all_rows = rows_of(changes, pooled=argument_of(job.pools) or False)
+        all_rows = rows_of(pairs_of(job.changes), pooled=argument_of(job.pools) or False)
         rows = (row for row in all_rows if row.ordinal >= len(done) or not done[row.ordinal])
     return (row for row in rows if isinstance(row, Row))
 

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
     from postpress_async.cluster import Cluster
 
 _REDRAW_INTERVAL: Final = 0.1  # seconds
-
 _MAX_LINE_INTERVAL: Final = 60.0  # seconds
-
 _MAX_LATENCIES: Final = 2_000  # the percentiles are those of the latest accounts
-
 _RATE_WINDOW: Final = 10.0  # seconds
 
 
@@ -94,7 +91,6 @@ class ProgressStats:
 
 @contextmanager
 def show_progress(stats: ProgressStats) -> Iterator[None]:
-    """Show *stats* while the block runs."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     with _bar(stats) if is_terminal else nullcontext(_line_writer(stats)) as draw:
         # Draw in a task, not after each account: during an outage, no account is completed.

@@ -80,7 +80,13 @@ def proxies() -> None:
     help="Write the proxies that work, with their passwords, to this CSV file, readable only by you. An "
     "existing file is not overwritten.",
 )
-@option("--json", "as_json", is_flag=True, help="Print one JSON object per proxy instead of a table.")
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="POSTPRESS_PROXIES_CHECK_JSON",
+    help="Print one JSON object per proxy instead of a table.",
+)
 def check(
     lists: tuple[str, ...],
     protocol: str,

@@ -22,7 +22,7 @@ from postpress_async._cli.rotate_options import (
 from postpress_async._cli.running import run_job
 from postpress_async._cli.terminal import counted
 from postpress_async.models import ManagedProxy
-from postpress_async.rotation import ProxyPool, Survey
+from postpress_async.rotation import ProxyPool, RotationSummary, Survey
 from postpress_async.rotation.journal._history import plan_rollback
 from postpress_async.rotation.journal._preflight import is_due, unfinished_run
 from postpress_async.rotation.journal._reading import JournalReader
@@ -129,9 +129,10 @@ def _events(options: RotateOptions) -> EventStream:
 
 def _start(job: Job, events: EventStream) -> int:
     """Run or preview the rotation, unless it must not start. Return the exit code."""
-    if (reason := job.reason_not_to_start) is not None:
+    if (problem := job.problem) is not None:
+        reason = f"nothing was sent: {problem}"
         click.echo(reason, err=True)
-        events.not_started(exit_codes.BAD_INPUT, reason, job.journal)
+        events.ended(RotationSummary(), exit_codes.BAD_INPUT, job.journal, message=reason)
         return exit_codes.BAD_INPUT
     return preview(job, events) if job.options.dry_run else asyncio.run(run_job(job, events))
 
@@ -206,7 +207,7 @@ def rollback(**values: Any) -> int:
             code = exit_codes.SOME_LEFT
         message = f"nothing was sent: {message}"
         events.say(message)
-        events.not_started(code, message, journal)
+        events.ended(RotationSummary(), code, journal, message=message)
         return code
     managed = sum(isinstance(change, ManagedProxy) for change in plan.changes.values())
     job = Job(

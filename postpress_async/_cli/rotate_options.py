@@ -208,6 +208,7 @@ class _InputOptions(_RunOptions):
     database_file: str | None = _input(
         "--from-file",
         "database_file",
+        envvar="POSTPRESS_FROM_FILE",
         type=options.FILE,
         help="File that contains the URL of the database for --query; - is standard input.",
     )
@@ -314,11 +315,9 @@ class RotateOptions(_InputOptions):
         """Create from the current command's parameters, or raise `click.UsageError`."""
         context = click.get_current_context()
         command = shlex.join([_PROGRAM, str(context.info_name), *context.meta[options.TYPED_WORDS]])
-        parsed = cls(**values, command=command, arguments=_arguments_by_option(context))
-        parsed._check()
-        return parsed
+        return cls(**values, command=command, arguments=_arguments_by_option(context))
 
-    def _check(self) -> None:
+    def __attrs_post_init__(self) -> None:
         # Reject only typed options. Environment variables may be set for all runs, with and without a pool.
         if not self.pool and (unused := [name for name in _REQUIRE_POOL if name in self.arguments]):
             names = " and ".join(map(_option_name, unused))
@@ -386,10 +385,9 @@ def _arguments_by_option(context: click.Context) -> dict[str, list[str]]:
         option_name = max(param.opts, key=len)
         if param.is_flag:
             arguments[name] = [option_name]
-            continue
-        arguments[name] = []
-        for value in values if isinstance(values, list) else [values]:
-            arguments[name] += [option_name, value]
+        else:
+            words = values if isinstance(values, list) else [values]
+            arguments[name] = [part for word in words for part in (option_name, word)]
     return arguments
 
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 
 async def run_job(job: Job, events: EventStream) -> int:
-    """Run the rotation and return the exit code."""
     report_file_limit_once(asyncio.get_running_loop())
     options = job.options
     async with AsyncExitStack() as stack:
@@ -216,7 +215,6 @@ class _HaltedError(click.ClickException):
 
 
 def _summarize(job: Job, summary: RotationSummary, stop: _Stop, events: EventStream) -> None:
-    """Write the results and what to do next."""
     events.say(str(summary))
     if (remaining := job.total - summary.total) > 0:
         events.say(f"{remaining:,} of {job.total:,} accounts are not completed yet")

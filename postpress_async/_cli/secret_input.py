@@ -46,12 +46,7 @@ def refuse_secrets(arguments: Iterable[str]) -> None:
 
 
 def read_secret_file(path: str, content: str) -> Secret:
-    """
-    Read *content*, such as ``the API key``, from the only line of a file; ``-`` is standard input.
-
-    Raises:
-        ConfigurationError: The file cannot be read, or does not contain exactly one word.
-    """
+    """Read *content*, such as ``the API key``, from the only line of a file; ``-`` is standard input."""
     name = "standard input" if path == "-" else path
     try:
         if path == "-":

@@ -25,7 +25,13 @@ _MAX_ERROR_TYPES: Final = 12  # --json and the report list more
 
 @click.command(cls=Command, short_help="Show the progress of a rotation and what to do next.")
 @click.argument("journal")
-@option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar="POSTPRESS_STATUS_JSON",
+    help="Print one JSON object instead of text.",
+)
 def status(journal: str, as_json: bool) -> None:
     """
     Show the progress of a rotation, its errors, and what to do next.

@@ -188,15 +188,7 @@ class Faults:
     """
     Chooses the fault of each request: the next one of the account's script, or else one of the profile.
 
-    - ``steady``: No faults.
-    - ``flaky``: 2% provider_error, 1% service_unavailable, 1% request_timeout (half of them executed) and
-      0.5% dropped connections (half of them executed). 1% of the accounts do not exist.
-    - ``overloaded``: Latency grows with the number of executing requests. Above 30, some requests get a 503
-      or 429; from 100, all requests do.
-    - ``outage``: An outage begins 1 to 3 s after the first request and lasts 10 to 20 s. All requests get a
-      503 (a quarter of the requests as HTML) or a dropped connection.
-    - ``hostile``: A fifth of the responses are malformed, contradictory or missing. Most of these requests
-      are executed.
+    `Sandbox` describes the profiles.
     """
 
     def __init__(self, profile: Profile = "steady", seed: int = 0) -> None:

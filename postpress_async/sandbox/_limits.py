@@ -1,9 +1,11 @@
 """Limits of executions: a rate limit, a concurrency limit, and one execution for each idempotency key."""
 
 import asyncio
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from attrs import define, field
 
@@ -23,13 +25,12 @@ class TokenBucket:
         self._burst = burst
         self._clock = clock
         self._tokens = float(burst)
-        self._refilled_at: float | None = None
+        self._refilled_at = -math.inf
 
     def take(self) -> float:
         """Take a token and return 0.0. If there is no token, return the seconds until the next one."""
         now = self._clock()
-        elapsed = 0.0 if self._refilled_at is None else now - self._refilled_at
-        self._tokens = min(self._burst, self._tokens + elapsed * self._rate)
+        self._tokens = min(self._burst, self._tokens + (now - self._refilled_at) * self._rate)
         self._refilled_at = now
         if self._tokens >= 1:
             self._tokens -= 1
@@ -53,7 +54,6 @@ class ConcurrencyLimit:
 
     @property
     def is_full(self) -> bool:
-        """Whether all slots are held and the queue is full."""
         return self._slots.locked() and self._waiting >= self._queue
 
     async def __aenter__(self) -> None:
@@ -69,22 +69,16 @@ class ConcurrencyLimit:
         self._slots.release()
 
 
-@define(eq=False)
-class _Execution:
-    change: Json
-    response: Response | asyncio.Future[Response | None] | None  # None if it failed unexpectedly
+# A change and its response, which is None if the execution failed unexpectedly.
+_Execution: TypeAlias = tuple[Json, asyncio.Future[Response | None]]
 
 
 @define(eq=False)
 class IdempotencyStore:
-    """
-    Stores executions by account and Idempotency-Key. Beyond *capacity*, the oldest execution is dropped.
-
-    *stores_errors* is whether failed executions are also stored.
-    """
+    """Stores executions by account and Idempotency-Key. Beyond *capacity*, the oldest one is dropped."""
 
     _capacity: int
-    _stores_errors: bool = field(kw_only=True, alias="stores_errors")
+    _stores_errors: bool = field(kw_only=True, alias="stores_errors")  # also stores failed executions
     _executions: OrderedDict[tuple[str, str], _Execution] = field(factory=OrderedDict)
 
     async def find(self, account_id: str, key: str, change: Json) -> Response | None:
@@ -92,12 +86,11 @@ class IdempotencyStore:
         execution = self._executions.get((account_id, key))
         if execution is None:
             return None
-        if execution.change != change:
+        earlier_change, pending = execution
+        if earlier_change != change:
             detail = "This Idempotency-Key was already used with another body."
             raise RequestError("errors/invalid_parameters", detail)
-        response = execution.response
-        if isinstance(response, asyncio.Future):
-            response = await asyncio.shield(response)
+        response = await asyncio.shield(pending)
         if response is None:
             raise RequestError("errors/unexpected_error")
         return response
@@ -110,7 +103,7 @@ class IdempotencyStore:
         """
         name = account_id, key
         pending: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
-        execution = self._executions[name] = _Execution(change, pending)
+        execution = self._executions[name] = change, pending
         if len(self._executions) > self._capacity:
             self._executions.popitem(last=False)
         response: Response | None = None
@@ -118,7 +111,6 @@ class IdempotencyStore:
             response = await work
             return response
         finally:
-            execution.response = response  # replaces the future, which takes more memory
             pending.set_result(response)
             is_stored = response is not None and (response.status == 200 or self._stores_errors)
             if not is_stored and self._executions.get(name) is execution:

@@ -55,10 +55,6 @@ class Listener(web.Server):
             if handler.transport is not None:
                 handler.transport.abort()
 
-    async def aclose(self) -> None:
-        await self.cut_off()
-        await self.shutdown(timeout=0.1)
-
     async def wait_disconnected(self, request: web.BaseRequest) -> None:
         if request.transport is not None:
             disconnected = asyncio.get_running_loop().create_future()

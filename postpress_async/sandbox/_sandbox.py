@@ -8,8 +8,7 @@ from postpress_async.sandbox._record import Record
 from postpress_async.sandbox._server import Outage, Server
 from postpress_async.session import PostPressSession
 
-API_KEY: Final = "pp_test_sandbox"
-"""The sandbox's API key. The real API does not accept it."""
+API_KEY: Final = "pp_test_sandbox"  # the real API does not accept it
 
 
 def own_accounts(count: int = 1_000) -> list[str]:
@@ -17,23 +16,68 @@ def own_accounts(count: int = 1_000) -> list[str]:
     return [f"acc_sandbox_{number:06}" for number in range(1, count + 1)]
 
 
-def describe(sandbox: "Sandbox") -> str:
-    """The URL and the number of requests. They are part of the repr, which pytest shows if a test fails."""
-    try:
-        requests = sandbox.record.requests
-        return f"{sandbox.url}, {requests:,} {'request' if requests == 1 else 'requests'}"
-    except RuntimeError:
-        return "not started"
+class ServerAccess:
+    """The methods of `Sandbox` that `SandboxThread` also has, because they do not wait."""
+
+    def __init__(self, server: Server) -> None:
+        self._server: Final = server
+
+    @property
+    def url(self) -> str:
+        """The base URL; raises RuntimeError before the sandbox is started."""
+        return self._server.url
+
+    @property
+    def api_key(self) -> str:
+        """The API key that the sandbox accepts."""
+        return self._server.api_key
+
+    @property
+    def record(self) -> Record:
+        """Counters of what the sandbox received and did. A response is counted before it is sent."""
+        return self._server.record
+
+    def __repr__(self) -> str:
+        # pytest shows the repr if a test fails.
+        try:
+            requests = self.record.requests
+            state = f"{self.url}, {requests:,} {'request' if requests == 1 else 'requests'}"
+        except RuntimeError:
+            state = "not started"
+        return f"<{type(self).__name__} {state}>"
+
+    def session(self, **options: Any) -> PostPressSession:
+        """Create a session for this sandbox; *options* are those of `PostPressSession`."""
+        return PostPressSession(self.api_key, base_url=self.url, **options)
+
+    def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
+        """The request body last applied to the account, password included; None if no change was applied."""
+        return self.record.proxy_of(account_id)
+
+    def sends(self, account_id: str) -> int:
+        """Number of requests received for the account."""
+        return self.record.sends(account_id)
 
 
-class Sandbox:
+class Sandbox(ServerAccess):
     """
     A local fake of the API that serves on loopback while its ``async with`` block runs.
 
+    The random faults of a profile are:
+
+    - ``steady``: No faults.
+    - ``flaky``: 2% provider_error, 1% service_unavailable, 1% request_timeout (half of them executed) and
+      0.5% dropped connections (half of them executed). 1% of the accounts do not exist.
+    - ``overloaded``: Latency grows with the number of executing requests. Above 30, some requests get a 503
+      or 429; from 100, all requests do.
+    - ``outage``: An outage begins 1 to 3 s after the first request and lasts 10 to 20 s. All requests get a
+      503 (a quarter of the requests as HTML) or a dropped connection.
+    - ``hostile``: A fifth of the responses are malformed, contradictory or missing. Most of these requests
+      are executed.
+
     Args:
         accounts: The account ids that exist; None if every well-formed id exists.
-        profile: Random faults: ``steady`` (none), ``flaky``, ``overloaded``, ``outage`` or ``hostile``.
-            See `Faults` for their rates.
+        profile: The random faults.
         seed: Seed of the random faults. The same seed gives the same faults, in any order of requests.
         latency: Seconds that an update takes.
         rate: Maximum requests per second, above which the response is a 429; None for no limit.
@@ -64,29 +108,8 @@ class Sandbox:
             rate=rate,
             dead_proxies=dead_proxies,
         )
+        super().__init__(self.server)
         self._port: Final = port
-
-    @property
-    def url(self) -> str:
-        """The base URL; raises RuntimeError before the sandbox is started."""
-        return self.server.url
-
-    @property
-    def api_key(self) -> str:
-        """The API key that the sandbox accepts."""
-        return self.server.api_key
-
-    @property
-    def record(self) -> Record:
-        """Counters of what the sandbox received and did."""
-        return self.server.record
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {describe(self)}>"
-
-    def session(self, **options: Any) -> PostPressSession:
-        """Create a session for this sandbox; *options* are those of `PostPressSession`."""
-        return PostPressSession(self.api_key, base_url=self.url, **options)
 
     def script(
         self, account_id: str, *responses: str | int | Fault, then: str | int | Fault | None = None
@@ -105,14 +128,6 @@ class Sandbox:
             ValueError: A response or the account id is invalid. The script is unchanged.
         """
         self.server.faults.script(account_id, *responses, then=then)
-
-    def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
-        """The request body last applied to the account, password included; None if no change was applied."""
-        return self.record.proxy_of(account_id)
-
-    def sends(self, account_id: str) -> int:
-        """Number of requests received for the account."""
-        return self.record.sends(account_id)
 
     async def outage(self, kind: Outage) -> None:
         """

@@ -9,6 +9,7 @@ request, the Idempotency-Key, and the capacity. The first check that fails decid
 import asyncio
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from contextlib import suppress
 from math import ceil
 from typing import Any, Final, Literal, Self, get_args
 
@@ -139,7 +140,7 @@ class Server:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._listener.aclose()
+            await self._listener.shutdown(timeout=0.1)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -203,13 +204,9 @@ class Server:
     async def _respond(self, request: web.BaseRequest) -> Response | None:
         """Return the response, or None to drop the connection. Raise `RequestError` if a check fails."""
         segment = account_segment(request.raw_path)
-        account_id, invalid_id = None, None
         if segment is not None:
-            try:
-                account_id = read_account_id(segment)
-                self._recorder.note_send(account_id)
-            except RequestError as error:
-                invalid_id = error  # raised below, because other checks come first
+            with suppress(RequestError):  # raised below, because other checks come first
+                self._recorder.note_send(read_account_id(segment))
         if self._first_request_at is None:
             self._first_request_at = self._now()
         if (outage := _OUTAGE_FAULTS.get(self._outage or "")) is not None:
@@ -222,8 +219,7 @@ class Server:
             raise RequestError("errors/resource_not_found", "There is no such path.")
         if request.method != "PATCH":
             return self._errors.make("errors/method_not_allowed", headers={"Allow": "PATCH"})
-        if account_id is None:
-            raise invalid_id or RequestError("errors/invalid_resource_identifier")
+        account_id = read_account_id(segment)
         if self._accounts is not None and account_id not in self._accounts:
             raise RequestError("errors/resource_not_found")
         change = read_change(await _read_body(request), request.content_type)

@@ -2,17 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Self
 
 from postpress_async.sandbox._faults import Fault
-from postpress_async.sandbox._record import Record
-from postpress_async.sandbox._sandbox import Sandbox, describe
+from postpress_async.sandbox._sandbox import Sandbox, ServerAccess
 from postpress_async.sandbox._server import Outage
-from postpress_async.session import PostPressSession
 
 
-class SandboxThread:
+class SandboxThread(ServerAccess):
     """
     A `Sandbox` that runs in its own thread during the ``with`` block.
 
@@ -24,32 +22,11 @@ class SandboxThread:
 
     def __init__(self, sandbox: Sandbox | None = None) -> None:
         self._sandbox: Final = sandbox or Sandbox()
+        super().__init__(self._sandbox.server)
         self._thread: Final = threading.Thread(target=self._run, name="postpress-sandbox", daemon=True)
         # Without a factory, the runner would set the event loop of the thread that creates the loop.
         self._runner: Final = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def url(self) -> str:
-        """The base URL; raises RuntimeError before the sandbox is started."""
-        return self._sandbox.url
-
-    @property
-    def api_key(self) -> str:
-        """The API key that the sandbox accepts."""
-        return self._sandbox.api_key
-
-    @property
-    def record(self) -> Record:
-        """Counters of what the sandbox received and did. A response is counted before it is sent."""
-        return self._sandbox.record
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {describe(self._sandbox)}>"
-
-    def session(self, **options: Any) -> PostPressSession:
-        """Create a session for this sandbox; *options* are those of `PostPressSession`."""
-        return self._sandbox.session(**options)
 
     def script(
         self, account_id: str, *responses: str | int | Fault, then: str | int | Fault | None = None
@@ -57,14 +34,6 @@ class SandboxThread:
         """Append responses for the account's next requests, as `Sandbox.script` does."""
         self._check_running()
         self._sandbox.script(account_id, *responses, then=then)
-
-    def proxy_of(self, account_id: str) -> Mapping[str, Any] | None:
-        """The request body last applied to the account, password included; None if no change was applied."""
-        return self._sandbox.proxy_of(account_id)
-
-    def sends(self, account_id: str) -> int:
-        """Number of requests received for the account."""
-        return self.record.sends(account_id)
 
     def outage(self, kind: Outage) -> None:
         """Simulate an outage until `recover`. See `Sandbox.outage` for the kinds."""

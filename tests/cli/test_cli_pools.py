@@ -542,6 +542,17 @@ def test_rotate_and_update_read_the_same_variable_for_the_transport(folder) -> N
         assert "Invalid value for '--transport' (env var: 'POSTPRESS_TRANSPORT'): 'pigeon'" in done.stderr
 
 
+def test_export_reads_the_variables_that_are_named_after_its_options(folder) -> None:
+    write_fleet(folder, 2)
+    run("rotate", "fleet.csv", "--sandbox")
+
+    variables = {"POSTPRESS_EXPORT_FORMAT": "jsonl", "POSTPRESS_EXPORT_STATE": "failed skipped"}
+    done = run("export", JOURNAL, env=variables)
+
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout
+
+
 def test_sandbox_command_does_not_read_the_variables_of_rotate(folder) -> None:
     """For the command sandbox, --rate is the rate above which it responds with 429."""
     done = run("sandbox", "--help", env={"POSTPRESS_RATE": "nonsense"})

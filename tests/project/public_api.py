@@ -30,7 +30,10 @@ def describe(name: str, found: griffe.Object | griffe.Alias) -> Iterator[str]:
         keywords = [f"{keyword}={value}" for keyword, value in found.keywords.items()]
         bases = ", ".join([*map(str, found.bases), *keywords])
         yield " ".join([*decorators, f"class {name}({bases})"])
-        for member_name, member in found.members.items():
+        public_names = {path.rpartition(".")[2] for path in names.public()}
+        private_bases = [base for base in found.mro() if base.name not in public_names]
+        members = {name: member for base in [*private_bases, found] for name, member in base.members.items()}
+        for member_name, member in members.items():
             is_public = member.is_public and not member_name.startswith("_")
             if not member.is_alias and (is_public or member_name == "__init__"):
                 yield from (f"    {line}" for line in describe(member_name, member))

@@ -134,22 +134,38 @@ def test_columns_page_has_all_accepted_names() -> None:
     assert names_in_lists == _PART_NAMES
 
 
-def environment_variables(command: click.Command, prefix: str = "POSTPRESS") -> Iterator[str]:
-    """The variables of the options of *command* and its subcommands, named as click names them."""
+CONNECTION = ["API_KEY_FILE", "BASE_URL", "TRANSPORT", "TRUST_ENV", "NO_IDEMPOTENCY"]
+"""The options whose variable is the same in all commands, without ``POSTPRESS_``."""
+
+
+def environment_variables(command: click.Command, prefix: str = "POSTPRESS") -> Iterator[tuple[str, str]]:
+    """
+    For each option of *command* and its subcommands: its variable, and the variable named after the option.
+
+    Click names the variable after the parameter unless the option sets a variable.
+    """
     prefix = command.context_settings.get("auto_envvar_prefix", prefix)
     for option in command.params:
-        if isinstance(option, click.Option):
-            yield str(option.envvar or f"{prefix}_{option.name}".upper())
+        if isinstance(option, click.Option) and (option.envvar or option.allow_from_autoenv):
+            name = max(option.opts, key=len).removeprefix("--").replace("-", "_").upper()
+            expected = f"{'POSTPRESS' if name in CONNECTION else prefix}_{name}"
+            yield str(option.envvar or f"{prefix}_{option.name}".upper()), expected
     if isinstance(command, click.Group):
         for name, subcommand in command.commands.items():
             yield from environment_variables(subcommand, f"{prefix}_{name}".upper().replace("-", "_"))
+
+
+def test_variables_are_named_after_their_options() -> None:
+    variables = list(environment_variables(cli))
+
+    assert [variable for variable, _ in variables] == [expected for _, expected in variables]
 
 
 def test_variables_on_the_environment_page_exist() -> None:
     named = set(re.findall(r"`(POSTPRESS_[A-Z_]+)(?:=\w+)?`", TEXTS["reference/environment.md"]))
     read_without_an_option = {"POSTPRESS_API_KEY", "POSTPRESS_DATABASE_URL", "POSTPRESS_PROXY"}
 
-    assert named - read_without_an_option <= set(environment_variables(cli))
+    assert named - read_without_an_option <= {variable for variable, _ in environment_variables(cli)}
     assert len(named) > len(read_without_an_option)
 
 

@@ -60,14 +60,13 @@ def read_header(
 
 
 class KeyReader:
-    """Reads the known keys of mappings, and records the first twenty unknown ones."""
+    """Reads the known keys of mappings, and records the first twenty unknown ones, safe to print."""
 
     def __init__(self) -> None:
         self._ignored: dict[str, str] = {}
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """The unknown keys so far, safe to print."""
         return tuple(self._ignored.values())
 
     def read(self, values: Mapping[Any, object], columns: tuple[str, ...], found: dict[str, object]) -> None:
@@ -91,20 +90,14 @@ class Batch:
     faults: Mapping[int, FieldError]  # the error of each row with an invalid value, by index in the batch
 
     def encode(self) -> bytes:
-        """Return a line of JSON with the columns, null for each column without values, and the faults."""
-        first, *others = self.columns  # `decode` takes the number of rows from the first
-        columns = [first, *(column if any(column) else None for column in others)]
+        """Return a line of JSON with the columns and the faults."""
         faults = [[index, *fault.args] for index, fault in self.faults.items()]
-        return json.dumps([columns, faults], separators=(",", ":")).encode() + b"\n"
+        return json.dumps([self.columns, faults], separators=(",", ":")).encode() + b"\n"
 
     @classmethod
     def decode(cls, line: bytes) -> "Batch":
-        """Return the batch that was encoded as *line*."""
         columns, faults = json.loads(line)
-        empty = [""] * len(columns[0])
-        return cls(
-            [column or empty for column in columns], {index: FieldError(*fault) for index, *fault in faults}
-        )
+        return cls(columns, {index: FieldError(*fault) for index, *fault in faults})
 
 
 def read_batches(batches: Iterable[Batch], reader: RowReader) -> Generator[Row | Refusal, None, None]:
@@ -136,7 +129,6 @@ class BatchMaker:
         self.keys: Final = KeyReader()
 
     def make(self, values: Values, size: int) -> Batch:
-        """Return the `Batch` of *size* rows with *values*."""
         faults: dict[int, FieldError] = {}
         # Only the first fault of a row is reported, and a fault of the account has priority.
         columns: list[Sequence[str]] = [_texts("account_id", values["account_id"], faults)]
@@ -174,23 +166,19 @@ class BatchMaker:
 
 def _texts(column: str, values: Sequence[object], faults: dict[int, FieldError]) -> list[str]:
     """The text of each value of a column. Errors of invalid values are added to *faults*, by index."""
-
-    def convert(index: int, value: object) -> str:
-        try:
-            return _text(column, value)
-        except FieldError as fault:
-            faults.setdefault(index, fault)
-            return ""
-
     # A million rows have nine million values, nearly all of them text or None.
     if set(map(type, values)) <= _TEXT_TYPES:
         return [value or "" for value in cast("Sequence[str | None]", values)]
-    return ["" if value is None else convert(index, value) for index, value in enumerate(values)]
+    texts = [""] * len(values)
+    for index, value in enumerate(values):
+        try:
+            texts[index] = _text(column, value)
+        except FieldError as fault:
+            faults.setdefault(index, fault)
+    return texts
 
 
 def _text(column: str, value: object) -> str:
-    if column == "port" and type(value) is int and 0 <= value < _TOO_LARGE_PORT:  # the fast path
-        return str(value)
     if is_missing(value):
         return ""
     if column in {"host", "ip"} and isinstance(value, IPv4Address | IPv6Address):  # PostgreSQL's inet
@@ -210,7 +198,6 @@ def _whole(value: object) -> object:
 
 
 def is_missing(value: object) -> bool:
-    """Whether *value* is None or NaN."""
     if value is None:
         return True
     if isinstance(value, str):  # for speed: most values are text, and the check of `Real` is slow

@@ -41,7 +41,6 @@ class CsvTable:
         )
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Yield each row that is not blank, or its refusal."""
         with closing(self.file.lines()) as lines:
             _, records = self._split(lines)
             for ordinal, (first, last, cells) in enumerate(records):
@@ -73,7 +72,7 @@ class CsvTable:
         return names, records
 
     def _records(self, lines: Iterator[str], delimiter: str, first: int) -> Generator[_Record, None, None]:
-        """Yield the records of *lines*, which start at line *first* of the file."""
+        """Yield the records of *lines*, of which the first is line *first* of the file."""
         # Without `strict`, an unclosed quote would silently swallow the rest of the file.
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         skipped = first - 1

@@ -68,21 +68,16 @@ class FleetFile:
         self,
         source: str | os.PathLike[str],
         *,
-        content: Iterable[bytes] | None = None,
-        shown: str | None = None,
+        content: Iterable[bytes] | None = None,  # if given, it is copied, and *source* is only a name
+        shown: str | None = None,  # the name in errors
     ) -> None:
-        """
-        Raise `FleetError` if *source* cannot be read.
-
-        If *content* is given, it is copied, and *source* is only a name. *shown* is the name in errors.
-        """
+        """Raise `FleetError` if *source* cannot be read."""
         path = os.fspath(source)
         self.name: str = "<stdin>" if path == STDIN else printable(os.path.basename(path))
         named = "standard input" if path == STDIN else printable(path) or "a file without a name"
-        self.shown: str = shown or named  # in errors
+        self.shown: str = shown or named
         self._path = path
         self._spool: IO[bytes] | None = None
-        self._hash: hashlib._Hash | None = None  # pyright: ignore[reportPrivateUsage]
         self._digests: list[bytes] = []
         self._closed = False
         if content is not None:
@@ -96,7 +91,6 @@ class FleetFile:
                 self._stamp = _stamp(file)
 
     def error(self, fact: str, line: int | None = None) -> FleetError:
-        """Return an error about the file, or about one *line* of it."""
         return FleetError(f"{self.shown if line is None else f'line {line} of {self.shown}'} {fact}")
 
     def close(self) -> None:
@@ -115,16 +109,12 @@ class FleetFile:
         return content
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
-        """Return an updatable hash of all bytes. Later passes must find the same bytes."""
-        if self._hash is None:
-            digest, digests = hashlib.sha256(), list[bytes]()
+        """Return an updatable hash of the digests of all blocks. Later passes must find the same bytes."""
+        if not self._digests:
             with self.opened() as file:
-                for block in _blocks(file):
-                    digest.update(block)
-                    digests.append(_block_digest(block))
-            digests.append(_block_digest(b""))  # so that a pass fails if blocks were appended
-            self._hash, self._digests = digest, digests
-        return self._hash.copy()
+                digests = [_block_digest(block) for block in _blocks(file)]
+            self._digests = [*digests, _block_digest(b"")]  # so that a pass fails if blocks were appended
+        return hashlib.sha256(b"".join(self._digests))
 
     def lines(self) -> Generator[str, None, None]:
         r"""Yield each line with its end; raise `FleetError` if it is too long or invalid UTF-8 or UTF-16."""

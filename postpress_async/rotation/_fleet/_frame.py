@@ -52,11 +52,9 @@ class FrameTable:
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
-        """Unknown columns, and unknown keys of the proxies read so far."""
         return self._ignored + self._maker.keys.ignored
 
     def error(self, fact: str) -> FleetError:
-        """Return an error about the frame."""
         return FleetError(f"the frame {fact}")
 
     def sha256(self) -> "hashlib._Hash":  # pyright: ignore[reportPrivateUsage]
@@ -70,7 +68,6 @@ class FrameTable:
         """Do nothing: the frame belongs to the caller."""
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows."""
         size = self._frame.shape[0]
         for start in range(0, size, BATCH):
             rows = slice(start, min(start + BATCH, size))

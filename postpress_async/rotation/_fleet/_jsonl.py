@@ -23,11 +23,9 @@ class JsonLines:
 
     @property
     def ignored_columns(self) -> tuple[str, ...]:
-        """Unknown keys: the first twenty of those read so far."""
         return self._keys.ignored
 
     def rows(self, reader: RowReader) -> Generator[Row | Refusal, None, None]:
-        """Yield each line that is not blank as a row, or its refusal."""
         with closing(self.file.lines()) as lines:
             for ordinal, text in enumerate(lines):
                 if not text.isspace() and (row := self._read(reader, ordinal, text)) is not None:

@@ -86,7 +86,6 @@ class ParquetTable:
         self._leaves.append(path)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows."""
         maker = BatchMaker(self._columns)
         with self._opened() as parquet:
             row_groups = range(len(self._batch_sizes))

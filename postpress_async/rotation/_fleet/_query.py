@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-DATABASE_URL: Final = "POSTPRESS_DATABASE_URL"
-"""The environment variable for the URL, which may contain a password."""
+DATABASE_URL: Final = "POSTPRESS_DATABASE_URL"  # the variable for the URL, which may contain a password
 
 # SQLAlchemy takes all text from the first colon to the first "@" as the password, even slashes.
 _CREDENTIALS: Final = re.compile(r"[a-zA-Z][\w+.-]*://[^:/]*:[^@]+@", re.DOTALL)
@@ -59,7 +58,6 @@ class QueryTable:
             self.file = FleetFile("<query>", content=self._encoded(result, columns), shown="the query")
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the rows."""
         with self.file.opened() as lines:
             yield from map(Batch.decode, lines)
 

@@ -74,7 +74,6 @@ class FleetReader:
     needs: PoolNeeds | None  # what the pool needs from rows with only an account; None without a pool
     selection: Selection | None = None  # the accounts whose rows are read; None for all
     counted: int | None = field(default=None, init=False)  # valid and refused rows; None before a `survey`
-    _uses_pool: bool | None = field(default=None, init=False)
     _rows_digest: bytes | None = field(default=None, init=False)
 
     @classmethod
@@ -124,7 +123,7 @@ class FleetReader:
     @cached_property
     def digest(self) -> bytes:
         """
-        SHA-256 of the file's bytes, or the values of a query or frame, and of the options that affect rows.
+        SHA-256 of the file's content, or the values of a query or frame, and the options that affect rows.
 
         If a journal has the same digest, the rows need not be compared. The default's password is left out,
         because an input with another password is still the same input.
@@ -158,7 +157,6 @@ class FleetReader:
         return (row for row in rows if takes(row.account_id))
 
     def only(self, selection: Selection) -> "FleetReader":
-        """Return a reader of the accounts that *selection* takes."""
         return self if self.selection is selection else evolve(self, selection=selection)
 
     def survey(self, on_refusal: Callable[[Refusal], object] | None = None) -> Survey:
@@ -178,16 +176,13 @@ class FleetReader:
                 if on_refusal is not None:
                     on_refusal(row)
         self.counted = survey.rows + survey.refused
-        self._uses_pool = survey.pooled > 0 or not survey.rows
         self._rows_digest = digest.digest()
         return survey
 
     def uses_pool(self) -> bool:
-        """Whether any row gets a proxy from the pool, or no row is valid. Reads rows only before `survey`."""
-        if self._uses_pool is None:
-            with closing(self.rows()) as rows:
-                self._uses_pool = uses_pool(rows)
-        return self._uses_pool
+        """Whether any row gets a proxy from the pool, or no row is valid. Reads rows until it is known."""
+        with closing(self.rows()) as rows:
+            return uses_pool(rows)
 
     def close(self) -> None:
         self._file.close()
@@ -196,7 +191,6 @@ class FleetReader:
 def open_file(
     source: str | os.PathLike[str], columns: tuple[str, ...]
 ) -> CsvTable | JsonLines | ParquetTable:
-    """Open a fleet's file as a table of its format."""
     file = FleetFile(source)
     try:
         return _format_of(file)(file, columns)

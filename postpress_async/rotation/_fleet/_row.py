@@ -15,9 +15,7 @@ from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, witho
 from postpress_async.rotation._rows import Refusal, Row, refusal_of
 from postpress_async.rotation._template import OWN_NAMES, placeholders
 
-NO_CHANGE: Final = "no proxy and no country"
-"""The reason to refuse a row with only an account, if there is no default and no pool."""
-
+NO_CHANGE: Final = "no proxy and no country"  # without a default and a pool
 ONE_FORM: Final = "give either proxy, or host, port and the rest, not both"
 
 Cells: TypeAlias = tuple[str, ...]
@@ -112,34 +110,30 @@ class FirstLines:
     def _allocate(self, slots: int) -> None:
         self._digests = array("q", bytes(8 * slots))
         self._lines = array("Q", bytes(8 * slots))  # 0 is a free slot, because the first line is 1
-        self._mask = slots - 1
-        self._capacity = slots // 2  # lookups are slower in a fuller table
 
     def claim(self, account_id: str, line: int) -> int | None:
         """Return the earlier line that has *account_id*. Otherwise store *line* and return None."""
-        digest = hash(account_id) if _IS_SIPHASH_64 else _blake2b(account_id)
-        digests, lines, mask = self._digests, self._lines, self._mask
+        if first := self._put(hash(account_id) if _IS_SIPHASH_64 else _blake2b(account_id), line):
+            return first
+        self._count += 1
+        if 2 * self._count > len(self._lines):  # lookups are slower in a fuller table
+            old = zip(self._digests, self._lines, strict=True)
+            self._allocate(2 * len(self._lines))
+            for digest, old_line in old:
+                if old_line:
+                    self._put(digest, old_line)
+        return None
+
+    def _put(self, digest: int, line: int) -> int:
+        """Return the line that is stored for *digest*. Otherwise store *line* and return 0."""
+        digests, lines, mask = self._digests, self._lines, len(self._lines) - 1
         slot = digest & mask
         while first := lines[slot]:
             if digests[slot] == digest:
                 return first
             slot = (slot + 1) & mask
         digests[slot], lines[slot] = digest, line
-        self._count += 1
-        if self._count > self._capacity:
-            self._grow()
-        return None
-
-    def _grow(self) -> None:
-        old = zip(self._digests, self._lines, strict=True)
-        self._allocate(2 * len(self._lines))
-        digests, lines, mask = self._digests, self._lines, self._mask
-        for digest, line in old:
-            if line:
-                slot = digest & mask
-                while lines[slot]:
-                    slot = (slot + 1) & mask
-                digests[slot], lines[slot] = digest, line
+        return 0
 
 
 def _read_change(cells: Cells) -> ProxyChange | None:

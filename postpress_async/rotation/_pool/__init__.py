@@ -57,11 +57,7 @@ def as_pooled(proxy: CustomProxy) -> PooledProxy:
 
 
 def _label(proxy: CustomProxy) -> str:
-    """
-    The label of *proxy*, made from its `identity`.
-
-    It does not change if the list of proxies is sorted or shortened, or gets new passwords.
-    """
+    """The label of *proxy*. It does not change if its list is sorted or shortened, or gets new passwords."""
     host, port, user = identity(proxy)
     host = f"[{host}]" if ":" in host else host
     # A user name may contain control characters, such as the one that reverses text in a terminal.

@@ -39,27 +39,20 @@ MASS_FAILURE: Final = 10
 the oldest failure. If one call in three fails at random, this is wrong once in 1,000 calls."""
 
 SHORTEST_PROBE_INTERVAL, LONGEST_PROBE_INTERVAL = 0.5, 60.0  # seconds
-PROBE_INTERVAL_SHARE: Final = 1 / 8
-"""The seconds between two probes in a pause are this share of the pause so far, within the above limits."""
-
-LONGEST_COOL_DOWN: Final = 86_400.0
-"""Failed probes do not extend a cool-down beyond this number of seconds."""
+PROBE_INTERVAL_SHARE: Final = 1 / 8  # of the pause so far, within the above limits
+LONGEST_COOL_DOWN: Final = 86_400.0  # seconds, beyond which failed probes do not extend a cool-down
 
 
 @define
 class Quarantine:
-    """The quarantine of one proxy."""
-
     began: float  # Unix time of the failure that caused it
     probe_at: float  # Unix time of the next probe
     prober: str | None = None  # the account that probed the proxy last
 
 
+# Called with a proxy, its quarantine, and whether it has just failed for an account. If it has not, its
+# quarantine has just begun or ended.
 OnProxy: TypeAlias = Callable[[PooledProxy, Quarantine | None, bool], object]
-"""
-Called with a proxy, its quarantine, and whether it has just failed for an account. If it has not, its
-quarantine has just begun or ended.
-"""
 
 
 def unix_clock() -> Callable[[], float]:
@@ -79,9 +72,6 @@ class ProxyAllocator:
     If most proxies fail at the same time, the cause is probably not the proxies, and a pause begins: accounts
     `wait`, except for one that tries a proxy from time to time. The pause ends when an account is patched,
     and all failures until then are forgotten.
-
-    Attributes:
-        available: Number of proxies that accounts can get; at 0 the pool is exhausted.
     """
 
     def __init__(
@@ -107,7 +97,7 @@ class ProxyAllocator:
         )
         self._accounts: Final = [0] * len(self._proxies)
         self._is_open: Final = [True] * len(self._proxies)
-        self.available: int = len(self._proxies)
+        self.available: int = len(self._proxies)  # proxies that accounts can get; at 0 the pool is exhausted
         self._quarantine: Final[dict[int, Quarantine]] = {}
         # A heap of the times of probes and their proxies. It keeps the entries of ended quarantines.
         self._probe_times: Final[list[tuple[float, int]]] = []
@@ -133,18 +123,18 @@ class ProxyAllocator:
         *but_not* are the proxies that have failed for the account, in order. They are not assigned again,
         except for a template with ``{try}`` if no other proxy is left. If `must_wait`, call `wait` first.
         """
-        tried = {self._index(pooled) for pooled in but_not}
+        tried = {self._indices[pooled.label] for pooled in but_not}
         self._open_due()
         if self._paused_at is not None:
             now = self._clock()
-            if now >= self._gives_up_at:
-                return None
+            if now >= self._paused_at + self._pool.cool_down:
+                return None  # the pause has lasted too long
             interval = PROBE_INTERVAL_SHARE * (now - self._paused_at)
             self._probe_at = now + min(max(interval, SHORTEST_PROBE_INTERVAL), LONGEST_PROBE_INTERVAL)
         elif sum(not self._was_probe(pooled, account_id) for pooled in but_not) > self._pool.failovers:
             return None
         if (chosen := self._choose(account_id, tried)) is None:
-            templates = [self._index(pooled) for pooled in but_not if TRY in pooled.placeholders]
+            templates = [self._indices[pooled.label] for pooled in but_not if TRY in pooled.placeholders]
             if not templates:
                 return None
             chosen = min(templates, key=templates.count)
@@ -156,16 +146,12 @@ class ProxyAllocator:
         return self._proxies[chosen]
 
     def take_back(self, proxy: PooledProxy, *, may_have_it: bool = False) -> None:
-        """
-        Record that the account's call with *proxy* did not succeed. Call `failed` first if the proxy failed.
-
-        If the account *may_have_it* nevertheless, it still counts as an account of the proxy.
-        """
-        index = self._index(proxy)
+        """Record that the account's call with *proxy* did not succeed; after `failed` if the proxy failed."""
+        index = self._indices[proxy.label]
         if index in self._probing:
             self._probing.remove(index)
             self._due.add(index)  # the probe was inconclusive, so the next account probes again
-        self._count(index, 0 if may_have_it else -1)
+        self._count(index, 0 if may_have_it else -1)  # an account that may have it still counts
         self._wake()
 
     def resume(
@@ -174,11 +160,9 @@ class ProxyAllocator:
         """
         Continue after an earlier run. Labels that are not in the pool are ignored.
 
-        Args:
-            accounts: By label of a proxy: the number of accounts that have it. They count towards
-                `accounts_per_proxy`, and ``round-robin`` continues where the earlier run ended.
-            quarantine: By label of a quarantined proxy: the Unix times when its quarantine began and when it
-                is to be probed. Without a time for the probe, it is probed after the cool-down.
+        *accounts* are the numbers of accounts by label. They count towards `accounts_per_proxy`, and
+        ``round-robin`` continues where the earlier run ended. *quarantine* are the Unix times, by label, when
+        the quarantine began and when the proxy is to be probed; None for the end of the cool-down.
         """
         counts: dict[int, int] = {}
         for label, count in accounts.items():
@@ -198,7 +182,6 @@ class ProxyAllocator:
 
     @property
     def quarantined(self) -> int:
-        """Number of quarantined proxies."""
         return len(self._quarantine)
 
     @property
@@ -208,14 +191,14 @@ class ProxyAllocator:
 
     def may_retry(self, proxy: PooledProxy) -> bool:
         """Whether an account may send another request through *proxy*, which has just failed once."""
-        return self._paused_at is None and self._index(proxy) not in self._quarantine
+        return self._paused_at is None and self._indices[proxy.label] not in self._quarantine
 
     def failed(self, proxy: PooledProxy, account_id: str) -> None:
         """Record that *proxy* failed for the account. Call `take_back` next."""
         if proxy.is_template:  # the session of one account says nothing about those of others
             self._on_proxy(proxy, None, True)
             return
-        index = self._index(proxy)
+        index = self._indices[proxy.label]
         entry = self._quarantine.get(index)
         if entry is None:
             self._failures.setdefault(index, {}).setdefault(account_id, False)
@@ -234,7 +217,7 @@ class ProxyAllocator:
 
     def worked(self, proxy: PooledProxy, account_id: str) -> None:
         """Record that the account was patched with *proxy*, so its earlier failures were proxies' faults."""
-        index = self._index(proxy)
+        index = self._indices[proxy.label]
         self._forget_failures(index)
         self._known_bad.discard(index)
         if self._quarantine.pop(index, None) is not None:
@@ -280,12 +263,6 @@ class ProxyAllocator:
 
     # --- Internals ---
 
-    def _index(self, proxy: PooledProxy) -> int:
-        index = self._indices.get(proxy.label)
-        if index is None:
-            raise ValueError(f"{proxy.label} is not in this pool")
-        return index
-
     def _count(self, index: int, accounts: int) -> None:
         self._accounts[index] += accounts
         self._update(index)
@@ -322,7 +299,7 @@ class ProxyAllocator:
         return self._assignment.choose(account_id, tried) if chosen is None else chosen
 
     def _was_probe(self, proxy: PooledProxy, account_id: str) -> bool:
-        entry = self._quarantine.get(self._index(proxy))
+        entry = self._quarantine.get(self._indices[proxy.label])
         return entry is not None and entry.prober == account_id
 
     def _quarantine_now(self, index: int) -> None:
@@ -373,15 +350,10 @@ class ProxyAllocator:
         self._report(events.PauseEnded(seconds))
         self._wake()
 
-    @property
-    def _gives_up_at(self) -> float:
-        """Unix time from which accounts get no proxy, because the pause has lasted too long."""
-        return math.inf if self._paused_at is None else self._paused_at + self._pool.cool_down
-
     def _seconds_to_wait(self) -> float:
         if self._paused_at is not None:
-            now = self._clock()
-            return 0.0 if now >= self._gives_up_at else min(self._probe_at, self._gives_up_at) - now
+            now, gives_up_at = self._clock(), self._paused_at + self._pool.cool_down
+            return 0.0 if now >= gives_up_at else min(self._probe_at, gives_up_at) - now
         return 0.0 if self.available or not self._probing else math.inf  # until the probes end
 
     def _wake(self) -> None:

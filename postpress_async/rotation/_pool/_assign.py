@@ -25,14 +25,11 @@ class RoundRobin:
         self._surplus: dict[int, int] = {}  # by index: how often it is still to be skipped
 
     def set_open(self, index: int, *, is_open: bool) -> None:
-        """Open or close *index*; no effect if it already is open or closed."""
-        position = bisect_left(self._open, index)
-        if is_open == (index in self._open[position : position + 1]):
-            return
+        """Open the closed *index*, or close the open one."""
         if is_open:
             insort(self._open, index)
         else:
-            del self._open[position]
+            del self._open[bisect_left(self._open, index)]
 
     def resume(self, counts: Mapping[int, int]) -> None:
         """
@@ -82,8 +79,8 @@ class Sticky:
         self._open = int.from_bytes(packed, "little")
 
     def set_open(self, index: int, *, is_open: bool) -> None:
-        """Open or close *index*; no effect if it already is open or closed."""
-        self._open = self._open | self._lane(index) if is_open else self._open & ~self._lane(index)
+        """Open the closed *index*, or close the open one."""
+        self._open += self._lane(index) if is_open else -self._lane(index)
 
     def _lane(self, index: int) -> int:
         return self._hashes[index] << (64 * index)

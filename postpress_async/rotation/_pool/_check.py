@@ -36,8 +36,6 @@ _NO_CONNECT: Final = {400, 404, 405, 501, *range(201, 400)}
 
 
 class CheckResult(StrEnum):
-    """What a check found."""
-
     WORKS = "works"
     NOT_CHECKED = "not-checked"  # does not count as a failure
     NAME_NOT_FOUND = "name-not-found"

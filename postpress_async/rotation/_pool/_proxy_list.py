@@ -24,14 +24,11 @@ from postpress_async.rotation._faults import Faults
 from postpress_async.rotation._fleet._file import FleetFile
 from postpress_async.rotation._proxy_text import custom_proxy, read_proxy, without_brackets
 
-Source: TypeAlias = str | os.PathLike[str]
-"""A path, or ``-`` for standard input."""
+Source: TypeAlias = str | os.PathLike[str]  # ``-`` is standard input
 
 
 @frozen
 class ListedProxy:
-    """A proxy of a list."""
-
     line: int  # from 1, counting comments and blank lines
     proxy: CustomProxy
     tag: Tag = None  # the tag of its pool; None if there is only one pool
@@ -203,12 +200,8 @@ class _Table:
         return cls(columns, names, tuple(map(printable_name, unused)), delimiter, by)
 
     def read_row(self, text: str) -> tuple[CustomProxy, Tag, dict[str, str]]:
-        """
-        Parse a row into the proxy, its tag, and its cells in unused columns.
-
-        A row is always one line: no field of a proxy can contain a line break.
-        """
-        try:
+        """Parse a row into the proxy, its tag, and its cells in unused columns."""
+        try:  # a row is always one line: no field of a proxy can contain a line break
             cells = next(csv.reader([text], delimiter=self.delimiter, strict=True))
         except csv.Error:
             cells = []

@@ -22,11 +22,8 @@ from postpress_async.rotation.report._listing import cut
 
 Spec: TypeAlias = dict[str, Any]
 
-WIDE: Final = 880
-NARROW: Final = 290
-"""Width of the plot area in pixels, without the labels on its left."""
-ERRORS_DRAWN: Final = 12
-"""Maximum number of errors in the chart."""
+WIDE, NARROW = 880, 290  # width of the plot area in pixels, without the labels on its left
+ERRORS_DRAWN: Final = 12  # maximum number of errors in the chart
 
 _COUNT_AXIS: Final = {
     "title": None,
@@ -41,8 +38,6 @@ _NOT_PATCHED: Final = [State.FAILED.value, State.UNKNOWN.value, State.SKIPPED.va
 
 @frozen
 class Chart:
-    """A chart of the page."""
-
     description: str  # for screen readers
     wide: Markup  # the SVG for wide screens and paper
     narrow: Markup  # the SVG for phones
@@ -108,7 +103,6 @@ def _time_axis(first: float, last: float, ticks: int) -> Spec:
 
 
 def _over_time(axis: Spec, states: list[str], width: int, height: int, title: str) -> Spec:
-    """One plot of the chart over time, with the accounts in *states*."""
     colours = {"domain": states, "range": [f"var(--{state})" for state in states]}
     return {
         "width": width,

@@ -13,10 +13,8 @@ from postpress_async.rotation._outcome import Outcome, State
 from postpress_async.rotation.journal._reading import LATEST, JournalReader, printable
 from postpress_async.rotation.journal._statistics import SENT, Stage, Statistics, collect_statistics
 
-BARS: Final = 96
-"""Maximum number of bars in the chart over time."""
-RANKED: Final = 15
-"""Maximum number of listed proxies, and of listed slow accounts."""
+BARS: Final = 96  # maximum number of bars in the chart over time
+RANKED: Final = 15  # maximum number of listed proxies, and of listed slow accounts
 NOT_PATCHED: Final = "(state IN ('failed', 'unknown') OR state = 'skipped' AND error_type IS NOT NULL)"
 """SQL condition for the accounts to list. Accounts that were not sent before the run ended are not listed."""
 
@@ -45,8 +43,6 @@ class Latency:
 
 @frozen
 class ProxyCount:
-    """The counts of one proxy."""
-
     proxy: str
     accounts: int  # number of accounts whose last proxy it was
     not_patched: int  # how many of these accounts were not patched, for any reason
@@ -56,8 +52,6 @@ class ProxyCount:
 
 @frozen(kw_only=True)
 class Findings:
-    """The content of the page."""
-
     statistics: Statistics
     requests: int  # number in all runs, without those that a killed run did not record
     bars: list[Bar]  # accounts over time
@@ -98,9 +92,6 @@ def find(view: JournalReader, stage: Stage, now: float) -> Findings:
     Read the journal at Unix time *now*; *stage* is the result of `stage_of`.
 
     Call it within `JournalReader.at_one_moment`, so that the counts are consistent.
-
-    Raises:
-        JournalError: The journal is damaged.
     """
     start, step = view.read(_time_axis, _SPAN)
     proxies, more_proxies = view.read(_proxies, _PROXIES, RANKED)
@@ -127,13 +118,9 @@ def _time_axis(rows: list[tuple[float, float]]) -> tuple[float, float]:
     [(first, last)] = rows
     if not 0 <= first <= last <= LATEST:
         raise ValueError("an invalid time")
-    step = _step(first, last)
-    return first // step * step, step  # aligned with full minutes or hours
-
-
-def _step(first: float, last: float) -> float:
     span = last - first
-    return next((step for step in _STEPS if span / step < BARS), _DAY * (1 + span // (BARS * _DAY)))
+    step = next((step for step in _STEPS if span / step < BARS), _DAY * (1 + span // (BARS * _DAY)))
+    return first // step * step, step  # aligned with full minutes or hours
 
 
 def _latency(seconds: Iterable[float]) -> Latency | None:

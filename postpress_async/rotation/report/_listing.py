@@ -15,19 +15,16 @@ from attrs import frozen
 
 from postpress_async.rotation._outcome import Outcome
 
+# In the order of the page.
 COLUMNS: Final = tuple("line account_id state error attempts seconds instance proxy status settled".split())
-"""In the order of the page."""
 
-BUDGET: Final = 4_550_000
-"""Maximum size of the packed listing in bytes; keeps the page below 5 MB."""
+BUDGET: Final = 4_550_000  # maximum bytes of the packed listing; keeps the page below 5 MB
 _BLOCK: Final = 4_000  # rows
 _LONGEST: Final = 300  # characters of a cell, because a damaged journal may have a longer text
 
 
 @frozen
 class Listing:
-    """A list of accounts."""
-
     packed: str  # a JSON list of blocks, each with a list per column of `COLUMNS`; gzip in base64
     rows: int
     first: list[tuple[Any, ...]]  # the rows that are shown in browsers without scripts

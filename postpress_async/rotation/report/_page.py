@@ -17,8 +17,7 @@ from postpress_async.rotation.journal._times import duration
 from postpress_async.rotation.report._findings import Findings, find
 from postpress_async.rotation.report._listing import COLUMNS, pack
 
-SHOWN: Final = 100
-"""Accounts per page of the list, and the number shown without scripts."""
+SHOWN: Final = 100  # accounts per page of the list, and shown without scripts
 
 
 def write_report(view: JournalView, file: BinaryIO, now: float) -> None:

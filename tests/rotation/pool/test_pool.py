@@ -253,7 +253,7 @@ def test_failure_of_a_proxy_of_another_pool_is_an_error() -> None:
     foreign = other.give("acc_0")
     assert foreign is not None
 
-    with pytest.raises(ValueError, match=r"user0@p1\.example\.net:3128 is not in this pool"):
+    with pytest.raises(KeyError, match=r"user0@p1\.example\.net:3128"):
         pool.failed(foreign, "acc_0")
 
 

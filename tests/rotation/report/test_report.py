@@ -23,7 +23,7 @@ from postpress_async.rotation.journal._reading import JournalReader, JournalView
 from postpress_async.rotation.journal._statistics import stage_of
 from postpress_async.rotation.report import _charts as charts
 from postpress_async.rotation.report import write_report
-from postpress_async.rotation.report._findings import Findings, _latency, _step, find
+from postpress_async.rotation.report._findings import Findings, _latency, _time_axis, find
 from postpress_async.rotation.report._listing import COLUMNS, pack
 from tests.support import HOSTILE_TEXT
 from tests.support.journals import NIGHT, execute_sql, outcome, refused, write
@@ -219,7 +219,9 @@ def test_percentiles_are_correct_to_three_digits(seconds) -> None:
 
 @given(st.floats(0, 1e9))
 def test_chart_over_time_has_at_most_97_bars(span) -> None:
-    assert span / _step(NIGHT, NIGHT + span) <= 97
+    _, step = _time_axis([(NIGHT, NIGHT + span)])
+
+    assert span / step <= 97
 
 
 @pytest.mark.parametrize(
