@@ -54,8 +54,7 @@ class KeyGenerator:
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
-KEYS: Final = KeyGenerator()
-"""The generator of all sessions of this process."""
+KEYS: Final = KeyGenerator()  # the generator of all sessions of this process
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
     # A forked process inherits the prefix and the counter, and would generate the same keys as its parent.

@@ -37,12 +37,7 @@ _log = logging.getLogger("postpress_async.calls")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-
-# Reading a global takes a tenth of the time of reading an enumeration's member.
-_SUCCESS, _OVERLOAD, _NONE = LoadSignal.SUCCESS, LoadSignal.OVERLOAD, LoadSignal.NONE
-
-MAX_OUTAGE: Final = 4 * 3600.0
-"""Seconds from its first attempt for which a call of a rotation waits out an outage."""
+MAX_OUTAGE: Final = 4 * 3600.0  # seconds from its first attempt for which a call waits out an outage
 
 
 @define(eq=False)
@@ -183,7 +178,7 @@ class UpdateCall:
     def _timeout_of_attempt(self, permit: Permit) -> float:
         seconds_left = self._seconds_left(permit.sent)
         if seconds_left <= 0 or self._waits.ended:
-            self._context.pacer.release(permit, _NONE)
+            self._context.pacer.release(permit, LoadSignal.NONE)
             raise self._out_of_time_error()
         return min(self._policy.attempt_timeout, seconds_left)
 
@@ -191,7 +186,7 @@ class UpdateCall:
         """Make one attempt, and release its permit."""
         context, request = self._context, self._request
         number, started, unix_time = len(self._attempts) + 1, permit.sent, time.time()
-        signal, retry_after = _NONE, None
+        signal, retry_after = LoadSignal.NONE, None
         try:
             if number == 1:
                 self._first_sent = started
@@ -203,7 +198,7 @@ class UpdateCall:
             elapsed = self._clock() - started
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
             patched = codec.decode_response(response, request, attempts)
-            signal, self._attempts = _SUCCESS, attempts
+            signal, self._attempts = LoadSignal.SUCCESS, attempts
             if context.observer is not None:
                 context.observer(events.AttemptEnded(request.account_id, number, elapsed, 200, None))
             return patched
@@ -214,7 +209,7 @@ class UpdateCall:
             raise
         finally:
             self._attempt_counts = context.pacer.release(permit, signal, retry_after)
-            self._was_overloaded = signal is _OVERLOAD and context.pacer.overloaded
+            self._was_overloaded = signal is LoadSignal.OVERLOAD and context.pacer.overloaded
             if not self._attempt_counts:
                 self._extend_deadline(self._clock() - started)
 

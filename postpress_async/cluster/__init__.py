@@ -41,8 +41,7 @@ __all__ = ["Cluster", "ClusterRotation", "read_certificates", "write_certificate
 ClusterRotation: TypeAlias = Rotation
 """A rotation on a cluster."""
 
-CONNECT_TIMEOUT: Final = 10.0
-"""Seconds in which a scheduler must respond."""
+CONNECT_TIMEOUT: Final = 10.0  # seconds in which a scheduler must respond
 
 # For a cluster that this process starts. It has no dashboards, which every user of the machine could open.
 _LOCAL_CONFIG: Final = {

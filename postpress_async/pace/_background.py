@@ -3,14 +3,9 @@
 import math
 from typing import Final
 
-ALLOWANCE: Final = 0.02
-"""Share of 429s that is always tolerated, because it does little harm whatever its cause."""
-
-MARGIN: Final = 1.5
-"""Multiple of the background share that is tolerated, in addition to `ALLOWANCE`."""
-
-MIN_SHARE: Final = 0.002
-"""A lower background share is treated as 0."""
+ALLOWANCE: Final = 0.02  # share of 429s that is always tolerated, because it does little harm
+MARGIN: Final = 1.5  # multiple of the background share that is tolerated, in addition to `ALLOWANCE`
+MIN_SHARE: Final = 0.002  # a lower background share is treated as 0
 
 CUSUM_THRESHOLD: Final = 7.0
 """Threshold of the cumulative sum. If the true share is at most two thirds of the tolerated one, the sum
@@ -19,17 +14,13 @@ exceeds the threshold by chance about once in 10,000 429s."""
 THRESHOLD_PER_SHARE: Final = 150.0
 """At the known limit of a tier, the threshold is 1 plus this multiple of the background share."""
 
-MIN_429S: Final = 6
-"""Minimum number of 429s for an estimate of the background share."""
-
-MIN_EXPECTED: Final = 16.0
-"""Minimum number of 429s that the background share predicts before an update may lower it."""
+MIN_429S: Final = 6  # minimum number of 429s for an estimate of the background share
+MIN_EXPECTED: Final = 16.0  # number of 429s that the share must predict before an update may lower it
 
 LOWERING_DEVIATIONS: Final = 2.0
 """The share is lowered at most to this many standard deviations above the observed share."""
 
-UNTESTED_SHARE: Final = 0.03
-"""Highest background share that is accepted without a trial, because it does little harm if it is wrong."""
+UNTESTED_SHARE: Final = 0.03  # highest share that is accepted without a trial: an error does little harm
 
 UNCHANGED_RATIO, LOWERED_RATIO = 0.6, 0.1
 """Shares of 429s in a trial, as multiples of the share before it, that are expected if the rate is not their
