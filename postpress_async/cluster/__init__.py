@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack, suppress
-from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, Unpack
 from weakref import WeakSet
 
@@ -214,7 +213,5 @@ class Cluster:
         )
         return str(cluster.scheduler_address)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()

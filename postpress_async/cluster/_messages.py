@@ -123,7 +123,6 @@ def pack_error(error: PostPressError, account_id: str) -> bytes:
 
 
 def unpack_error(packed: bytes, account_id: str) -> PostPressError:
-    """Return the error that `pack_error` packed, with the account id."""
     error_class, args, attributes = pickle.loads(packed)  # noqa: S301 - from a worker, which runs our code anyway
     error: PostPressError = error_class(
         *(arg.replace(_ACCOUNT_ID, account_id) if isinstance(arg, str) else arg for arg in args)
