@@ -137,19 +137,14 @@ class _Request(aiohttp.ClientRequest):
 
 
 class _Body(BytesPayload):
-    """
-    The body of a request, which also records how far the attempt got.
-
-    Attributes:
-        sent: Whether the request was, or may have been, passed to the socket. The API may have received it.
-        certainly_unsent: Whether the request was certainly not passed to the socket.
-        error_without_body: The response without its body, once its head has arrived and shows an error.
-    """
+    """The body of a request, which also records how far the attempt got."""
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body, content_type="application/json")
+        # Whether the request was, or may have been, passed to the socket. The API may have received it.
         self.sent = False
-        self.certainly_unsent = False
+        self.certainly_unsent = False  # whether the request was certainly not passed to the socket
+        # The response without its body, once its head has arrived and shows an error.
         self.error_without_body: Response | None = None
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:

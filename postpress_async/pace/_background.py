@@ -43,15 +43,12 @@ class Background:
     A cumulative sum detects that the share of 429s exceeds the tolerated share: each 429 adds 1, each request
     subtracts the tolerated share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection
     Schemes", Biometrika 41, 1954).
-
-    Attributes:
-        share: The estimate of the background share.
-        requests_below: Number of requests sent below the plateau of the rate limiter. Unless the tier has
-            changed, all their 429s belong to the background.
     """
 
     def __init__(self) -> None:
-        self.share: float = 0.0
+        self.share: float = 0.0  # the estimate
+        # Requests sent below the plateau of the rate limiter. Unless the tier has changed, all their 429s belong
+        # to the background.
         self.requests_below: int = 0
         self._throttled_below = 0
         self._sum = 0.0
@@ -135,17 +132,12 @@ class Trial:
         requests: Number of requests before the trial that gave these 429s.
         background: The background share that is already known.
         served: Number of requests served so far, plus those in flight: they do not belong to the trial.
-
-    Attributes:
-        sent: Number of requests sent during the trial. The owner counts them.
-        throttled: Number of 429s during the trial. The owner counts them.
-        is_second: Whether another trial at a higher rate preceded this one.
     """
 
     def __init__(self, throttled: int, requests: int, background: float, served: int) -> None:
-        self.sent: int = 0
-        self.throttled: int = 0
-        self.is_second: bool = False
+        self.sent: int = 0  # during the trial; the owner counts these requests
+        self.throttled: int = 0  # 429s during the trial; the owner counts them
+        self.is_second: bool = False  # whether another trial at a higher rate preceded this one
         self._background: Final = background
         self._throttled_before: Final = throttled
         self._requests_before: Final = requests

@@ -43,29 +43,18 @@ class CircuitBreaker:
 
     A request belongs to the *generation* in which it was sent. Do not record responses to requests of an
     earlier generation: they are out of date.
-
-    Args:
-        threshold: Number of overload signals that opens the breaker, as `FAILURE_THRESHOLD`.
-        random: Returns numbers from 0 to 1, for jitter.
-
-    Attributes:
-        is_open: Whether only probes may be sent.
-        generation: Number of times that the breaker has opened or closed.
-        outage_started: Start of the current or last outage.
-        probe_at: Time of the next probe; infinite while the breaker is closed.
-        last_success: Time of the latest response that was not an overload signal.
     """
 
     def __init__(self, threshold: int, random: Callable[[], float]) -> None:
-        self.is_open: bool = False
-        self.generation: int = 0
-        self.probe_at: float = math.inf
-        self.outage_started: float = 0.0
-        self._threshold: Final = threshold
-        self._random: Final = random
+        self.is_open: bool = False  # whether only probes may be sent
+        self.generation: int = 0  # number of times that the breaker has opened or closed
+        self.probe_at: float = math.inf  # time of the next probe; infinite while the breaker is closed
+        self.outage_started: float = 0.0  # start of the current or last outage
+        self.last_success: float = -math.inf  # time of the latest response that was not an overload signal
+        self._threshold: Final = threshold  # as `FAILURE_THRESHOLD`
+        self._random: Final = random  # returns numbers from 0 to 1, for jitter
         self._failures = 0
         self._first_failure_sent = 0.0
-        self.last_success: float = -math.inf
         self._consecutive_failures = 0
         self._successes = RECOVERY_THRESHOLD  # since the breaker closed
         self._closed_at = 0.0
@@ -73,7 +62,6 @@ class CircuitBreaker:
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
-        """The state; half-open while a probe is in flight."""
         if not self.is_open:
             return "closed"
         return "half-open" if self._probes else "open"

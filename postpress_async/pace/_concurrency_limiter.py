@@ -53,17 +53,13 @@ class ConcurrencyLimiter:
 
     Record each response with `record_response` or `record_overload`, in chronological order. At the end of
     each window of responses, the limit is adapted to the latency.
-
-    Attributes:
-        value: The limit; round it down.
-        overload_share: Share of overload signals, as an exponential average of about the latest 50 requests.
-        latency: Latency in seconds: the geometric mean of the last window. With an arithmetic mean, a few
-            responses of ten seconds would look like a queue.
     """
 
     def __init__(self, maximum: int, initial: int) -> None:
         self._maximum: Final = maximum
-        self.value: float = float(min(initial, maximum, MAX_INITIAL_LIMIT))
+        self.value: float = float(min(initial, maximum, MAX_INITIAL_LIMIT))  # the limit; round it down
+        # The geometric mean of the last window, in seconds. With an arithmetic mean, a few responses of ten
+        # seconds would look like a queue.
         self.latency: float = DEFAULT_LATENCY
         self._ssthresh = float(maximum)  # the slow start threshold (RFC 9438)
         self._window_cap = 2 * self.value  # slow start does not exceed it in this window
@@ -80,7 +76,7 @@ class ConcurrencyLimiter:
         self._value_before_probe: float | None = None
         self._headroom_before_probe = 1.0
         # The share of overload signals.
-        self.overload_share: float = 0.0
+        self.overload_share: float = 0.0  # exponential average of about the latest 50 requests
         self._requests = self._overloads = 0.0
         self._decreased_at = -math.inf
         self._share_at_decrease = 0.0

@@ -31,18 +31,11 @@ RETRY_SHARE: Final = 8  # if retries and new calls wait, one in this many permit
 
 @define(eq=False)
 class Permit:
-    """
-    The permit to send one request. Return it with `Pacer.release`, once.
+    """The permit to send one request. Return it with `Pacer.release`, once."""
 
-    Attributes:
-        sent: The pacer's time at which it was granted.
-        generation: The circuit breaker's generation at that time.
-        probe: Whether the request is a probe of the open circuit breaker.
-    """
-
-    sent: float
-    generation: int
-    probe: bool = False
+    sent: float  # the pacer's time at which it was granted
+    generation: int  # the circuit breaker's generation at that time
+    probe: bool = False  # whether the request is a probe of the open circuit breaker
 
 
 PermitFuture: TypeAlias = "asyncio.Future[Permit | None]"
@@ -102,7 +95,6 @@ class Pacer:
 
     @property
     def paused(self) -> bool:
-        """Whether the circuit breaker is open."""
         return self._breaker.is_open
 
     @property
@@ -113,7 +105,6 @@ class Pacer:
 
     @property
     def breaker_state(self) -> Literal["closed", "open", "half-open"]:
-        """The state of the circuit breaker; half-open while a probe is in flight."""
         return self._breaker.state
 
     @property
@@ -127,7 +118,6 @@ class Pacer:
 
     @property
     def limit(self) -> int:
-        """The current concurrency limit."""
         return int(self._limiter.value) if self._pace.adaptive else self._pace.in_flight
 
     @property
@@ -206,15 +196,9 @@ class Pacer:
         """
         Return a permit, because its attempt has ended.
 
-        Args:
-            permit: The permit.
-            signal: The load signal of the attempt.
-            retry_after: The Retry-After in seconds. The caller waits for it. If it is longer than
-                `OWN_RETRY_AFTER`, it may also open the circuit breaker.
-
-        Returns:
-            Whether the attempt counts as one of its call. A failed probe, or an attempt that fails in a known
-            outage, does not count.
+        The caller waits for *retry_after* seconds. If they exceed `OWN_RETRY_AFTER`, they may also open the
+        circuit breaker. Returns whether the attempt counts as one of its call. A failed probe, or an attempt
+        that fails in a known outage, does not count.
         """
         if signal is LoadSignal.NONE or not self._pace.adaptive:
             self._return(permit)

@@ -60,19 +60,13 @@ class RateLimiter:
     So it is just below the limit of the tier for most of the time, and a single 429 lowers it again. It also
     finds a higher limit soon, because it doubles every 5 s after t = 10. The time t does not advance while no
     request has to wait for the rate limit.
-
-    Attributes:
-        ceiling: Maximum rate in requests per second; infinite without a maximum.
-        active: Whether the rate is limited.
-        value: The rate in requests per second; infinite without a limit.
-        served: Number of requests served so far. The owner counts them.
     """
 
     def __init__(self, ceiling: float | None) -> None:
         self.ceiling: float = math.inf if ceiling is None else ceiling
-        self.active: bool = ceiling is not None
-        self.value: float = self.ceiling
-        self.served: int = 0
+        self.active: bool = ceiling is not None  # whether the rate is limited
+        self.value: float = self.ceiling  # the rate in requests per second; infinite without a limit
+        self.served: int = 0  # requests served so far; the owner counts them
         self._due = -math.inf  # time of the next request, as in the generic cell rate algorithm
         self._learned = math.inf  # the rate learned from 429s
         self._plateau = 0.0
