@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final
 
 from attrs import define, evolve, field
 from tenacity import RetryCallState
@@ -33,9 +33,6 @@ from postpress_async.pace._pacer import Permit, PermitFuture
 from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy, new_retrying
 
 _log = logging.getLogger("postpress_async.calls")
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 MAX_OUTAGE: Final = 4 * 3600.0  # seconds from its first attempt for which a call waits out an outage
 
@@ -330,12 +327,11 @@ class UpdateCall:
                 self._hooks.on_backoff(False)
 
     def _log_retry(self, error: PostPressError, seconds: float) -> None:
-        if _log.isEnabledFor(logging.INFO):
-            account_id, number = self._account_id, len(self._attempts)
-            extra = {"account_id": account_id, "attempt": number, "error_type": error.code}
-            extra |= {"status": error.status, "wait": seconds, "instance": getattr(error, "instance", None)}
-            message = "%s: attempt %d failed with %s; the next one follows in %.2f s"
-            _log.info(message, account_id, number, error.code, seconds, extra=extra)
+        account_id, number = self._account_id, len(self._attempts)
+        extra = {"account_id": account_id, "attempt": number, "error_type": error.code}
+        extra |= {"status": error.status, "wait": seconds, "instance": getattr(error, "instance", None)}
+        message = "%s: attempt %d failed with %s; the next one follows in %.2f s"
+        _log.info(message, account_id, number, error.code, seconds, extra=extra)
 
     # --- The deadline ----------------------------------------------------------------------------
 
@@ -352,10 +348,10 @@ class UpdateCall:
             return math.inf
         return self._started + self._policy.deadline
 
-    async def _wait_for(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
+    async def _wait_for(self, wait: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:
             with self._waits.until(self._wait_deadline()):
-                return await wait(*args, **options)
+                return await wait(*args)
         except TimeoutError:
             pass
         # Raised outside of the `except` block, so that the `TimeoutError` does not become its context.

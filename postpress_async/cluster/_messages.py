@@ -66,8 +66,6 @@ class PauseChanged(NamedTuple):
 
 
 class AttemptFailed(NamedTuple):
-    """An attempt of a call failed."""
-
     call_number: int
     error: bytes  # see `pack_error`
 
@@ -95,8 +93,6 @@ class NewKeyNeeded(NamedTuple):
 
 
 class CallEnded(NamedTuple):
-    """A call ended."""
-
     call_number: int
     attempts: int
     elapsed: float  # seconds from the start of its first attempt to the end of its last one

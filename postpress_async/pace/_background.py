@@ -42,13 +42,13 @@ class Background:
 
     A cumulative sum detects that the share of 429s exceeds the tolerated share: each 429 adds 1, each request
     subtracts the tolerated share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection
-    Schemes", Biometrika 41, 1954).
+    Schemes", Biometrika 41, 1954). In all methods, *served* is the number of requests served so far.
     """
 
     def __init__(self) -> None:
         self.share: float = 0.0  # the estimate
-        # Requests sent below the plateau of the rate limiter. Unless the tier has changed, all their 429s belong
-        # to the background.
+        # Requests sent below the plateau of the rate limiter. Unless the tier has changed, all their 429s
+        # belong to the background.
         self.requests_below: int = 0
         self._throttled_below = 0
         self._sum = 0.0
@@ -58,7 +58,6 @@ class Background:
 
     @property
     def tolerated(self) -> float:
-        """The share of 429s that is tolerated."""
         return MARGIN * self.share + ALLOWANCE
 
     @property
@@ -67,11 +66,7 @@ class Background:
         return self._throttled - self._throttled_at_zero, self._requests - self._requests_at_zero
 
     def record_throttled(self, served: int, in_flight: int, *, below: bool) -> float:
-        """
-        Record a 429, with the requests served so far, and return the cumulative sum.
-
-        *below* tells whether the request was sent below the plateau of the rate limiter.
-        """
+        """Record a 429, sent *below* the plateau of the rate limiter or not. Returns the cumulative sum."""
         requests = served + in_flight + self._throttled + 1
         added = requests - self._requests
         if added < 0:
@@ -97,19 +92,13 @@ class Background:
         self.requests_below = self._throttled_below = 0
 
     def learn(self, share: float, served: int) -> None:
-        """Set the background share. *served* is the number of requests served so far."""
         self.share = share
         self._throttled_at_update, self._served_at_update = self._throttled, served
 
     def update(self, served: int, *, limited: bool) -> None:
-        """
-        Lower the background share if significantly fewer 429s arrived.
-
-        *served* is the number of requests served so far. If the limit of a tier is known (*limited*), only
-        requests below the plateau count.
-        """
+        """Lower the background share if significantly fewer 429s arrived."""
         throttled, requests = self._throttled_below, self.requests_below
-        if not limited:
+        if not limited:  # the limit of the tier is unknown, so requests at any rate count
             throttled = self._throttled - self._throttled_at_update
             requests = served - self._served_at_update + throttled
         expected = self.share * requests
@@ -167,11 +156,7 @@ class Trial:
         return trial
 
     def result(self, served: int) -> bool | None:
-        """
-        Return whether the rate is the cause of the 429s, or None while the test is undecided.
-
-        *served* is the number of requests served so far.
-        """
+        """Whether the rate is the cause of the 429s; None while the test is undecided."""
         # 429s may arrive long before other responses. So requests in flight count as served for the result
         # "not the cause", and do not count for the result "the cause".
         served_in_trial = served - self._served_before

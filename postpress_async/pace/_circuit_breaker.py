@@ -119,7 +119,6 @@ class CircuitBreaker:
         return self.probe_at if self._probes < MAX_PROBES else math.inf
 
     def start_probe(self, now: float) -> None:
-        """Record that a probe was sent."""
         self._probes += 1
         self.probe_at = now + self._probe_interval(now)
 

@@ -119,7 +119,6 @@ class ConcurrencyLimiter:
             self._end_window(now)
 
     def record_overload(self, sent: float, now: float) -> None:
-        """Record an overload signal for a request sent at *sent*."""
         self.overload_share += AVERAGE_WEIGHT * (1 - self.overload_share)
         if sent <= self._decreased_at:
             return  # the request was sent at the limit before the decrease
@@ -258,7 +257,6 @@ class ConcurrencyLimiter:
         return is_measured and self._overloads_since_decrease > 0.6 * share_before * requests
 
     def _check_effect(self) -> None:
-        """Determine whether the last decrease helped."""
         if self._requests < MIN_REQUESTS:
             return
         if self._overloads < 0.02 * self._requests:

@@ -25,7 +25,6 @@ class LoadSignal(Enum):
 
 
 def load_signal_of(error: errors.PostPressError) -> LoadSignal:
-    """The load signal of an attempt that ended with *error*."""
     if isinstance(error, errors.TooManyRequestsError):
         return LoadSignal.THROTTLED
     if isinstance(error, errors.ProxyError):

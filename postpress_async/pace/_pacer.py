@@ -127,7 +127,6 @@ class Pacer:
 
     @property
     def waiting(self) -> int:
-        """Calls that wait for a permit."""
         return self._retries.count + self._new_calls.count
 
     @property
@@ -153,7 +152,6 @@ class Pacer:
             self._on_pause(True)
 
     def try_acquire(self) -> Permit | None:
-        """Return a permit if one is free; otherwise None."""
         if self._permits >= self._fast_limit:
             return None
         now = self._clock()
@@ -246,7 +244,6 @@ class Pacer:
         return self._clock()
 
     def _record_success(self, permit: Permit, now: float, *, timed: bool) -> None:
-        """Record a response without an overload signal while the breaker is closed."""
         self._rate_limiter.served += 1
         if now >= self._record_served_at:
             if permit.sent - self._breaker.last_success > self._rate_limiter.measuring_window:
@@ -317,7 +314,6 @@ class Pacer:
             self._timer = None
 
     def _pop_waiting(self) -> PermitFuture:
-        """Remove and return the future that gets the next permit."""
         if not self._retries.has_next():
             return self._new_calls.pop()
         if self._new_calls.has_next():

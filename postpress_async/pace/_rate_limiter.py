@@ -90,7 +90,6 @@ class RateLimiter:
         return self._due - BURST
 
     def try_acquire(self, now: float) -> bool:
-        """Take a token if there is one. Returns whether there was one."""
         if now < self.ready_at:
             self._blocked = True
             return False
@@ -126,7 +125,6 @@ class RateLimiter:
 
     @property
     def measuring_window(self) -> float:
-        """Seconds over which the served rate is measured."""
         return max(MEASURING_WINDOW, MIN_MEASURED / self.value)
 
     def resume(self, now: float) -> None:
@@ -134,11 +132,7 @@ class RateLimiter:
         self._samples = [(now, self.served)]
 
     def record_throttled(self, sent: float, now: float, retry_after: float = 0.0, in_flight: int = 0) -> bool:
-        """
-        Record a 429.
-
-        Returns whether most requests with the API key get one, so that the Retry-After concerns all of them.
-        """
+        """Record a 429. Returns whether most requests get one, so its Retry-After concerns all of them."""
         if sent <= self._decreased_at:
             return False
         background, below = self._background, self._is_below_plateau
