@@ -31,11 +31,8 @@ CHANGE_FIELDS: Final = frozenset(
 )
 """All names that occur in a change as plain data."""
 
-_ERROR_FIELDS: Final = (
-    *("code", "scope", "retryable", "applied"),
-    *("account_id", "attempts", "status", "retry_after"),
-)
-_API_ERROR_FIELDS: Final = (*_ERROR_FIELDS, "type", "title", "detail", "instance")
+_ERROR_FIELDS: Final = "code scope retryable applied account_id attempts status retry_after".split()
+_API_ERROR_FIELDS: Final = [*_ERROR_FIELDS, "type", "title", "detail", "instance"]
 
 converter: Final = Converter(detailed_validation=False)
 """

@@ -129,7 +129,6 @@ def check_host(host: str) -> None:
 
 
 def is_host(text: str) -> bool:
-    """Whether `check_host` accepts *text*."""
     try:
         check_host(text)
     except FieldError:

@@ -64,7 +64,7 @@ def read_base_url(base_url: str | None, *, allow_http: Iterable[str] = ()) -> UR
     if not _is_normalized(text, url):
         advice = f"write {URL(text.strip())} (the default is {BASE_URL})"
         raise ConfigurationError(f"the base URL is not in its normalized form; {advice}")
-    if url.scheme == "http" and not _is_loopback(url.raw_host or ""):
+    if url.scheme == "http" and not is_loopback(url.raw_host or ""):
         _log.warning("requests to %s are not encrypted: the API key can be read on the network", url.raw_host)
     return url.with_path(url.raw_path.rstrip("/"), encoded=True, keep_query=True)
 
@@ -75,7 +75,7 @@ _FORM: Final = f"write https://HOST[:PORT][/PATH], such as {BASE_URL}"
 def _problem_of(url: URL, http_hosts: Collection[str]) -> str | None:
     if url.scheme not in {"https", "http"} or not url.raw_host or not is_host(url.raw_host):
         return f"is not an https:// address; {_FORM}"
-    if url.scheme == "http" and not _is_loopback(url.raw_host) and url.raw_host not in http_hosts:
+    if url.scheme == "http" and not is_loopback(url.raw_host) and url.raw_host not in http_hosts:
         fix = f'{_FORM}, or pass allow_http=("{url.raw_host}",) for a test server'
         return f"is http, so the key could be read on the network; {fix}"
     if url.user is not None or url.password is not None:
@@ -90,7 +90,7 @@ def _problem_of(url: URL, http_hosts: Collection[str]) -> str | None:
 def target_of(base_url: URL) -> str:
     """The text that identifies *base_url* in a journal."""
     # All ports of this machine are the same target, because each sandbox listens on another port.
-    is_local = base_url.scheme == "http" and _is_loopback(base_url.raw_host or "")
+    is_local = base_url.scheme == "http" and is_loopback(base_url.raw_host or "")
     return "this machine" if is_local else str(base_url)
 
 
@@ -105,7 +105,8 @@ def _is_normalized(text: str, url: URL) -> bool:
     return written["origin"].partition("://")[2].startswith("[")  # an IPv6 address
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether no other machine can reach *host*."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

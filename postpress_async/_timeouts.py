@@ -25,13 +25,10 @@ class TimeoutGroup:
     response nearly always arrives long before the timeout. This class sets a single timer, for the earliest
     timeout, and does not cancel it if that wait ends in time. When the timer fires, it expires all waits that
     are due, and is set for the next timeout.
-
-    Attributes:
-        ended: Whether all waits were ended; new ones expire at once.
     """
 
     def __init__(self) -> None:
-        self.ended: bool = False
+        self.ended: bool = False  # whether all waits were ended, and new ones expire at once
         # The open waits, each with the time at which it expires, by the loop's clock.
         self._open: Final[dict[Timeout | asyncio.Future[Any], float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None

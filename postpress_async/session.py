@@ -19,7 +19,7 @@ from postpress_async._call.context import CallContext, CallHooks
 from postpress_async._call.idempotency import FixedKey, FreshKeys, Keys, check_key
 from postpress_async._call.keyed_lock import KeyedLock
 from postpress_async._call.pace_reports import PaceReports, shown_rate
-from postpress_async._call.tracker import CallTracker, WaitGroup
+from postpress_async._call.tracker import CallTracker
 from postpress_async._call.update import UpdateCall
 from postpress_async._converter import as_change
 from postpress_async._http.lean_transport import make_lean_transport
@@ -326,7 +326,7 @@ class PostPressSession:
             in_flight=in_flight or self._pace.in_flight,
             target=self._target,
             api_key=self._context.api_key,
-            waits=self._new_wait_group(),
+            waits=self._tracker.child(),
             observer=self._context.observer,
             journal=journal,
             halt=halt,
@@ -358,10 +358,6 @@ class PostPressSession:
             return await UpdateCall(
                 self._context, account_id, change, keys, retry or self._retry, hooks
             ).run()
-
-    def _new_wait_group(self) -> WaitGroup:
-        """Return a new group for the waits of one rotation's calls."""
-        return self._tracker.child()
 
     async def aclose(self, timeout: float = 5.0) -> None:
         """

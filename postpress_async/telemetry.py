@@ -67,8 +67,6 @@ _UNSENT_TYPES: Final = frozenset({"no proxy left", "idempotency key expired"})
 
 @define
 class _ActiveCall:
-    """A call in progress."""
-
     span: Span
     token: Token[Any]  # restores the span that was current before the call
     url: str

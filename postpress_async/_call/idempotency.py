@@ -10,7 +10,7 @@ import os
 import secrets
 from typing import Any, Final, Protocol
 
-from attrs import define
+from attrs import define, field
 
 
 def check_key(key: Any) -> str:
@@ -45,7 +45,6 @@ class KeyGenerator:
         self.restart()
 
     def restart(self) -> None:
-        """Choose a new prefix."""
         self._prefix = secrets.token_hex(12)
         self._numbers = itertools.count(1)
 
@@ -54,8 +53,7 @@ class KeyGenerator:
         return f"{self._prefix}-{next(self._numbers):x}"
 
 
-KEYS: Final = KeyGenerator()
-"""The generator of all sessions of this process."""
+KEYS: Final = KeyGenerator()  # the generator of all sessions of this process
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
     # A forked process inherits the prefix and the counter, and would generate the same keys as its parent.
@@ -63,14 +61,12 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=KEYS.restart)
 
 
+@define
 class FreshKeys:
     """Generated keys for one call."""
 
-    __slots__ = ("current", "in_doubt")
-
-    def __init__(self) -> None:
-        self.current = KEYS.generate()
-        self.in_doubt = False
+    current: str = field(factory=KEYS.generate)
+    in_doubt: bool = False
 
     async def renew(self) -> None:
         self.current = KEYS.generate()

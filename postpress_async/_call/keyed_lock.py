@@ -21,7 +21,6 @@ class KeyedLock:
     _queues: dict[str, WaitQueue[None] | None] = field(factory=dict)  # of the locked keys
 
     def try_acquire(self, key: str) -> bool:
-        """Lock *key* if it is free. Returns whether it was free."""
         if key in self._queues:
             return False
         self._queues[key] = None  # the queue is created if a second call needs the key, which is rare
@@ -47,7 +46,6 @@ class KeyedLock:
             raise
 
     def release(self, key: str) -> None:
-        """Release the lock of *key*, and pass it on to the next waiter."""
         queue = self._queues[key]
         if queue is not None and queue.has_next():
             queue.pop().set_result(None)

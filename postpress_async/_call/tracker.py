@@ -57,12 +57,7 @@ class CallTracker(WaitGroup):
         self._idle: asyncio.Future[None] | None = None
 
     def __enter__(self) -> None:
-        """
-        Start a call.
-
-        Raises `SessionClosedError` if the session is closed, and `ConfigurationError` outside of its event
-        loop.
-        """
+        """Start a call. Raises `SessionClosedError`, or `ConfigurationError` outside of the event loop."""
         if self.closing:
             raise SessionClosedError("the session is closed and cannot be reopened: create a new one")
         try:

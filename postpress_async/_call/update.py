@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final
 
 from attrs import define, evolve, field
 from tenacity import RetryCallState
@@ -34,15 +34,7 @@ from postpress_async.retry import LONGEST_RETRY_AFTER, RetryPolicy, new_retrying
 
 _log = logging.getLogger("postpress_async.calls")
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-# Reading a global takes a tenth of the time of reading an enumeration's member.
-_SUCCESS, _OVERLOAD, _NONE = LoadSignal.SUCCESS, LoadSignal.OVERLOAD, LoadSignal.NONE
-
-MAX_OUTAGE: Final = 4 * 3600.0
-"""Seconds from its first attempt for which a call of a rotation waits out an outage."""
+MAX_OUTAGE: Final = 4 * 3600.0  # seconds from its first attempt for which a call waits out an outage
 
 
 @define(eq=False)
@@ -183,7 +175,7 @@ class UpdateCall:
     def _timeout_of_attempt(self, permit: Permit) -> float:
         seconds_left = self._seconds_left(permit.sent)
         if seconds_left <= 0 or self._waits.ended:
-            self._context.pacer.release(permit, _NONE)
+            self._context.pacer.release(permit, LoadSignal.NONE)
             raise self._out_of_time_error()
         return min(self._policy.attempt_timeout, seconds_left)
 
@@ -191,7 +183,7 @@ class UpdateCall:
         """Make one attempt, and release its permit."""
         context, request = self._context, self._request
         number, started, unix_time = len(self._attempts) + 1, permit.sent, time.time()
-        signal, retry_after = _NONE, None
+        signal, retry_after = LoadSignal.NONE, None
         try:
             if number == 1:
                 self._first_sent = started
@@ -203,7 +195,7 @@ class UpdateCall:
             elapsed = self._clock() - started
             attempts = (*self._attempts, Attempt(number, unix_time, elapsed, None, response.status))
             patched = codec.decode_response(response, request, attempts)
-            signal, self._attempts = _SUCCESS, attempts
+            signal, self._attempts = LoadSignal.SUCCESS, attempts
             if context.observer is not None:
                 context.observer(events.AttemptEnded(request.account_id, number, elapsed, 200, None))
             return patched
@@ -214,7 +206,7 @@ class UpdateCall:
             raise
         finally:
             self._attempt_counts = context.pacer.release(permit, signal, retry_after)
-            self._was_overloaded = signal is _OVERLOAD and context.pacer.overloaded
+            self._was_overloaded = signal is LoadSignal.OVERLOAD and context.pacer.overloaded
             if not self._attempt_counts:
                 self._extend_deadline(self._clock() - started)
 
@@ -335,12 +327,11 @@ class UpdateCall:
                 self._hooks.on_backoff(False)
 
     def _log_retry(self, error: PostPressError, seconds: float) -> None:
-        if _log.isEnabledFor(logging.INFO):
-            account_id, number = self._account_id, len(self._attempts)
-            extra = {"account_id": account_id, "attempt": number, "error_type": error.code}
-            extra |= {"status": error.status, "wait": seconds, "instance": getattr(error, "instance", None)}
-            message = "%s: attempt %d failed with %s; the next one follows in %.2f s"
-            _log.info(message, account_id, number, error.code, seconds, extra=extra)
+        account_id, number = self._account_id, len(self._attempts)
+        extra = {"account_id": account_id, "attempt": number, "error_type": error.code}
+        extra |= {"status": error.status, "wait": seconds, "instance": getattr(error, "instance", None)}
+        message = "%s: attempt %d failed with %s; the next one follows in %.2f s"
+        _log.info(message, account_id, number, error.code, seconds, extra=extra)
 
     # --- The deadline ----------------------------------------------------------------------------
 
@@ -357,10 +348,10 @@ class UpdateCall:
             return math.inf
         return self._started + self._policy.deadline
 
-    async def _wait_for(self, wait: Callable[P, Awaitable[T]], *args: P.args, **options: P.kwargs) -> T:
+    async def _wait_for(self, wait: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:
             with self._waits.until(self._wait_deadline()):
-                return await wait(*args, **options)
+                return await wait(*args)
         except TimeoutError:
             pass
         # Raised outside of the `except` block, so that the `TimeoutError` does not become its context.

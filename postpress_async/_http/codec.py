@@ -25,8 +25,7 @@ from postpress_async.secret import MASK, Secret
 MAX_RESPONSE_SIZE: Final = 256 * 1024
 """Maximum number of bytes of a response. The API's responses have a few hundred."""
 
-MAX_TEXT: Final = 1024
-"""Maximum number of characters that an error contains of each text of a response."""
+MAX_TEXT: Final = 1024  # maximum number of characters that an error contains of each text of a response
 
 _COMPACT_SUCCESS: Final = b'{"object":"AccountPatched","account_id":"%b"}'
 _SPACED_SUCCESS: Final = b'{"object": "AccountPatched", "account_id": "%b"}'

@@ -123,10 +123,8 @@ async def check_idle(protocol: ResponseHandler | None) -> ResponseHandler:
     """
     Let the event loop read from a connection that is not `is_reusable`; return it if it is usable afterwards.
 
-    For example, the unread data of a TLS connection may be a session ticket.
-
-    Raises:
-        UnusableConnectionError: The connection is closed or has received a response.
+    For example, the unread data of a TLS connection may be a session ticket. Raises `UnusableConnectionError`
+    if the connection is closed or has received a response.
     """
     transport = None if protocol is None else protocol.transport
     is_plain = transport is not None and transport.get_extra_info("ssl_object") is None

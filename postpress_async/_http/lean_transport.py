@@ -20,15 +20,8 @@ from attrs import field, frozen
 from yarl import URL
 
 from postpress_async import errors
+from postpress_async._http import responses
 from postpress_async._http.connections import Connector, check_idle, is_reusable
-from postpress_async._http.responses import (
-    FAILURES,
-    check_lengths,
-    error_response,
-    failure_of,
-    make_response,
-    read_body,
-)
 from postpress_async._http.session_transport import AiohttpTransport
 from postpress_async._http.transport import (
     NO_TIMEOUTS,
@@ -99,13 +92,13 @@ class LeanTransport:
                 sent = True  # from here on, an error's `applied` may be UNKNOWN
                 self._template.write(protocol, request, idempotency_key)
                 head, content = await read_head(protocol)
-                error_without_body = error_response(head.code, head.headers)
+                error_without_body = responses.error_response(head.code, head.headers)
                 response = await read_response(protocol, head, content)
                 return response
-        except FAILURES as error:
+        except responses.FAILURES as error:
             if error_without_body is not None:
                 return error_without_body
-            failure = failure_of(
+            failure = responses.failure_of(
                 error,
                 self._base_url.host_port_subcomponent or "",
                 sent=sent,
@@ -178,8 +171,9 @@ async def read_head(protocol: ResponseHandler) -> tuple[RawResponseMessage, aioh
 async def read_response(
     protocol: ResponseHandler, head: RawResponseMessage, content: aiohttp.StreamReader
 ) -> Response:
-    check_lengths(head.headers)
-    return make_response(head.code, head.headers, await read_body(content, protocol, head.code))
+    responses.check_lengths(head.headers)
+    body = await responses.read_body(content, protocol, head.code)
+    return responses.make_response(head.code, head.headers, body)
 
 
 # --- Self-test -----------------------------------------------------------------------------------

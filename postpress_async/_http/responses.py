@@ -121,12 +121,8 @@ def failure_of(
     """
     Translate one of `FAILURES`. Raise the result outside the handler, so that *error* is not its context.
 
-    Args:
-        error: The exception.
-        host: The API's host, for the message.
-        sent: Whether the API may have received the request.
-        closed: Whether the session was closed during the attempt.
-        timeout: The attempt's timeout in seconds if it has expired, otherwise None.
+    *sent* tells whether the API may have received the request, and *closed* whether the session was closed
+    during the attempt. *timeout* is the attempt's timeout in seconds if it has expired, otherwise None.
     """
     failure: errors.PostPressError
     if closed:

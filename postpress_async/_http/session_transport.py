@@ -11,15 +11,8 @@ from aiohttp.payload import BytesPayload
 from yarl import URL
 
 from postpress_async import errors
+from postpress_async._http import responses
 from postpress_async._http.connections import Connector, UnusableConnectionError, check_idle, is_reusable
-from postpress_async._http.responses import (
-    FAILURES,
-    check_lengths,
-    error_response,
-    failure_of,
-    make_response,
-    read_body,
-)
 from postpress_async._http.transport import NO_TIMEOUTS, Request, Response, account_path, headers_for
 from postpress_async._timeouts import TimeoutGroup
 from postpress_async.secret import Secret
@@ -55,7 +48,7 @@ class AiohttpTransport:
         try:
             with timer:
                 return await self._exchange(session, request.account_id, idempotency_key, body)
-        except FAILURES as error:
+        except responses.FAILURES as error:
             if body.error_without_body is not None:
                 return body.error_without_body
             closed = self._timeouts.ended
@@ -64,7 +57,7 @@ class AiohttpTransport:
             else:
                 # Other errors of aiohttp do not tell whether the request was sent, so it may have been.
                 sent = not (body.certainly_unsent or isinstance(error, UnusableConnectionError))
-            failure = failure_of(
+            failure = responses.failure_of(
                 error,
                 self._base_url.host_port_subcomponent or "",
                 sent=sent,
@@ -88,17 +81,17 @@ class AiohttpTransport:
             headers["Idempotency-Key"] = idempotency_key
         url = self._base_url.with_path(f"{self._path}{account_id}", encoded=True, keep_query=True)
         response = await session.request("PATCH", url, data=body, headers=headers, allow_redirects=False)
-        body.error_without_body = error_response(response.status, response.headers)
+        body.error_without_body = responses.error_response(response.status, response.headers)
         try:
-            check_lengths(response.headers)
+            responses.check_lengths(response.headers)
             protocol = None if response.connection is None else response.connection.protocol
-            content = await read_body(response.content, protocol, response.status)
+            content = await responses.read_body(response.content, protocol, response.status)
         except BaseException:
             response.close()  # it was not read completely, so the connection must not be reused
             raise
         if not response.closed:
             response.release()
-        return make_response(response.status, response.headers, content)
+        return responses.make_response(response.status, response.headers, content)
 
     def _open(self) -> aiohttp.ClientSession:
         if self._timeouts.ended:
@@ -144,19 +137,14 @@ class _Request(aiohttp.ClientRequest):
 
 
 class _Body(BytesPayload):
-    """
-    The body of a request, which also records how far the attempt got.
-
-    Attributes:
-        sent: Whether the request was, or may have been, passed to the socket. The API may have received it.
-        certainly_unsent: Whether the request was certainly not passed to the socket.
-        error_without_body: The response without its body, once its head has arrived and shows an error.
-    """
+    """The body of a request, which also records how far the attempt got."""
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body, content_type="application/json")
+        # Whether the request was, or may have been, passed to the socket. The API may have received it.
         self.sent = False
-        self.certainly_unsent = False
+        self.certainly_unsent = False  # whether the request was certainly not passed to the socket
+        # The response without its body, once its head has arrived and shows an error.
         self.error_without_body: Response | None = None
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 from contextlib import AsyncExitStack, suppress
-from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeAlias, Unpack
 from weakref import WeakSet
 
@@ -41,8 +40,7 @@ __all__ = ["Cluster", "ClusterRotation", "read_certificates", "write_certificate
 ClusterRotation: TypeAlias = Rotation
 """A rotation on a cluster."""
 
-CONNECT_TIMEOUT: Final = 10.0
-"""Seconds in which a scheduler must respond."""
+CONNECT_TIMEOUT: Final = 10.0  # seconds in which a scheduler must respond
 
 # For a cluster that this process starts. It has no dashboards, which every user of the machine could open.
 _LOCAL_CONFIG: Final = {
@@ -215,7 +213,5 @@ class Cluster:
         )
         return str(cluster.scheduler_address)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()

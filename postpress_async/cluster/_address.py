@@ -1,6 +1,5 @@
 """The address of a cluster, and the TLS certificates that its processes share."""
 
-import ipaddress
 import os
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Final, Self, cast
 from attrs import frozen
 from distributed.security import Security
 
+from postpress_async._settings import is_loopback
 from postpress_async.errors import ConfigurationError
 
 CERTIFICATE: Final = "cluster.pem"
@@ -21,27 +21,19 @@ _MAX_LOCAL_WORKERS: Final = 256
 
 @frozen
 class ClusterAddress:
-    """
-    The address of a cluster.
+    """The address of a cluster."""
 
-    Attributes:
-        workers: Number of workers to start on this machine; 0 if the cluster is already running.
-        scheduler: Address of the running scheduler; None if this process starts one.
-        host: Host of the scheduler, without brackets.
-    """
-
-    workers: int
-    scheduler: str | None = None
-    host: str = "127.0.0.1"
+    workers: int  # to start on this machine; 0 if the cluster is already running
+    scheduler: str | None = None  # address of the running scheduler; None if this process starts one
+    host: str = "127.0.0.1"  # of the scheduler, without brackets
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """
         Parse ``local:N``, ``tls://HOST:PORT``, or ``tcp://HOST:PORT`` of this machine.
 
-        Raises:
-            ConfigurationError: *text* has another form, or connections to another machine would not be
-                encrypted.
+        Raises `ConfigurationError` if *text* has another form, or connections to another machine would not
+        be encrypted.
         """
         scheme, _, rest = text.partition(":")
         if scheme == "local":
@@ -64,22 +56,15 @@ class ClusterAddress:
     @property
     def is_local(self) -> bool:
         """Whether no other machine can reach the scheduler."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     def security(self, certificates: str | os.PathLike[str] | None) -> Security | None:
         """
         Return the TLS settings of connections; None for unencrypted connections on this machine.
 
-        Args:
-            certificates: A directory that `write_certificates` filled. If it is None, a cluster that this
-                process starts gets temporary certificates, and Dask's configuration names the files for a
-                running one.
-
-        Raises:
-            ConfigurationError: There are no certificates, or they cannot be read.
+        *certificates* is a directory that `write_certificates` filled. If it is None, a cluster that this
+        process starts gets temporary certificates, and Dask's configuration names the files for a running
+        one. Raises `ConfigurationError` if there are no certificates, or they cannot be read.
         """
         if certificates is not None:
             return read_certificates(certificates)

@@ -15,28 +15,18 @@ NO_WORKER_TIMEOUT: Final = 60.0  # seconds without a connected worker after whic
 
 
 class ClusterWatch:
-    """
-    Keeps the workers of a cluster up to date.
-
-    Args:
-        client: A Dask client, which is connected to the cluster.
-
-    Attributes:
-        workers: All workers so far, by process; lost ones stay.
-    """
+    """Keeps the list of the workers to which *client*, a Dask client, is connected."""
 
     def __init__(self, client: Any) -> None:
-        self.workers: Final[dict[str, RemoteWorker]] = {}
+        self.workers: Final[dict[str, RemoteWorker]] = {}  # all so far, by process; lost ones stay
         self._client: Final = client
 
     async def run(self, on_update: Callable[[], None], abort: Callable[[str], None]) -> None:
         """
         Request the list of workers again and again, until cancelled.
 
-        Args:
-            on_update: Called after each update of `workers`.
-            abort: Called with the reason if the rotation must end because the scheduler or all workers are
-                lost.
+        Calls *on_update* after each update of `workers`, and *abort* with the reason if the rotation must end
+        because the scheduler or all workers are lost.
         """
         clock = asyncio.get_running_loop().time
         suspended = 0.0  # seconds for which this process was suspended (Ctrl-Z); the timeouts exclude them

@@ -58,10 +58,8 @@ class Coordinator:
     """
     The `Executor` of one rotation.
 
-    Args:
-        client: Connected to the cluster.
-        settings: Arguments of the workers' sessions. The rate of their pace is shared by all workers.
-        observer: Gets retries and pauses.
+    *settings* are the arguments of the workers' sessions, which share the rate of the pace. *observer* gets
+    retries and pauses.
     """
 
     _clock: Callable[[], float]  # of the event loop; set by `start`
@@ -143,8 +141,8 @@ class Coordinator:
 
     async def aclose(self) -> None:
         """See `Executor`. Workers cancel the calls that they still have."""
-        self._stopping, self.paused = True, False
-        self._lose_all_workers()
+        self.paused = False
+        self._drop_all_calls()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -270,8 +268,9 @@ class Coordinator:
                     self._on_attempt_failed(call, worker, report)
                 case messages.BackoffChanged():
                     call.set_backing_off(report.backing_off)
-                case messages.RetryPlanned():
-                    self._on_retry_planned(call, report)
+                case messages.RetryPlanned() if self._observer is not None:
+                    error = messages.unpack_error(report.error, call.account_id)
+                    self._observer(events.RetryScheduled(call.account_id, report.attempt, report.wait, error))
                 case messages.NewKeyNeeded():
                     call.storing_key = self._create_task(call.keys.renew())
                     need_keys.append(call)
@@ -306,11 +305,6 @@ class Coordinator:
         if not worker.cannot_connect or all(w.cannot_connect for w in self._workers.values() if w.calls):
             call.hooks.on_attempt_failed(error)
             call.hooks.in_flight = True  # the next attempt may have started
-
-    def _on_retry_planned(self, call: PendingCall, report: messages.RetryPlanned) -> None:
-        if self._observer is not None:
-            error = messages.unpack_error(report.error, call.account_id)
-            self._observer(events.RetryScheduled(call.account_id, report.attempt, report.wait, error))
 
     def _on_pause_changed(self, worker: RemoteWorker, paused: bool) -> None:
         worker.is_paused = paused
@@ -375,12 +369,11 @@ class Coordinator:
         return False
 
     def _abort(self, reason: str) -> None:
-        """End the rotation and its calls now."""
         self._engine.abort(errors.ClusterError(f"{reason}, then run the same command again"))
-        self._stopping = True
-        self._lose_all_workers()
+        self._drop_all_calls()
 
-    def _lose_all_workers(self) -> None:
+    def _drop_all_calls(self) -> None:
+        self._stopping = True
         for worker in self._workers.values():
             worker.lose()
 

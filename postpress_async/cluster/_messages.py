@@ -66,8 +66,6 @@ class PauseChanged(NamedTuple):
 
 
 class AttemptFailed(NamedTuple):
-    """An attempt of a call failed."""
-
     call_number: int
     error: bytes  # see `pack_error`
 
@@ -95,8 +93,6 @@ class NewKeyNeeded(NamedTuple):
 
 
 class CallEnded(NamedTuple):
-    """A call ended."""
-
     call_number: int
     attempts: int
     elapsed: float  # seconds from the start of its first attempt to the end of its last one
@@ -123,7 +119,6 @@ def pack_error(error: PostPressError, account_id: str) -> bytes:
 
 
 def unpack_error(packed: bytes, account_id: str) -> PostPressError:
-    """Return the error that `pack_error` packed, with the account id."""
     error_class, args, attributes = pickle.loads(packed)  # noqa: S301 - from a worker, which runs our code anyway
     error: PostPressError = error_class(
         *(arg.replace(_ACCOUNT_ID, account_id) if isinstance(arg, str) else arg for arg in args)

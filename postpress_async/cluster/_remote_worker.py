@@ -73,8 +73,6 @@ class PendingCall:
 
 @define(eq=False)
 class RemoteWorker:
-    """A worker process."""
-
     address: str  # a process that replaces this one may have the same address
     process: str  # its `local_directory`, which Dask creates for each process
     last_seen: float = 0.0  # the scheduler's time of its last heartbeat

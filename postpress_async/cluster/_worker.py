@@ -8,7 +8,7 @@ and halts. A worker reports what happens to each call, see `Report`.
 import asyncio
 import pickle
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final
 
 from distributed import Worker, get_worker
@@ -18,20 +18,7 @@ from distributed.worker_state_machine import SecedeEvent
 from postpress_async import events
 from postpress_async._call.tracker import WaitGroup
 from postpress_async._version import __version__
-from postpress_async.cluster._messages import (
-    TOPIC,
-    AttemptFailed,
-    BackoffChanged,
-    CallEnded,
-    NewKeyNeeded,
-    PauseChanged,
-    RemoteCall,
-    Report,
-    RetryPlanned,
-    Shard,
-    make_picklable,
-    pack_error,
-)
+from postpress_async.cluster import _messages as messages
 from postpress_async.errors import ClusterError, PostPressError, Scope
 from postpress_async.pace._pacer import Pacer
 from postpress_async.rotation._row_keys import RowKeys
@@ -41,18 +28,14 @@ REPORT_INTERVAL: Final = 0.05  # seconds for which reports are gathered into one
 
 
 class _Hooks:
-    """
-    The `CallHooks` of a call.
+    """The `CallHooks` of a call."""
 
-    Attributes:
-        resumable: The last error that the retry policy would have followed by another attempt.
-    """
-
-    def __init__(self, call: RemoteCall, waits: WaitGroup, report: Callable[[Report], None]) -> None:
+    def __init__(self, call: messages.RemoteCall, waits: WaitGroup, reports: list[messages.Report]) -> None:
         self.waits: Final = waits
+        # The last error that the retry policy would have followed by another attempt.
         self.resumable: PostPressError | None = None
         self._call: Final = call
-        self._report: Final = report
+        self._reports: Final = reports
         self._strikes = 0
 
     def on_call_started(self) -> None: ...
@@ -60,10 +43,11 @@ class _Hooks:
     def on_attempt_started(self, now: float) -> None: ...
 
     def on_attempt_failed(self, error: PostPressError) -> None:
-        self._report(AttemptFailed(self._call.number, pack_error(error, self._call.account_id)))
+        packed_error = messages.pack_error(error, self._call.account_id)
+        self._reports.append(messages.AttemptFailed(self._call.number, packed_error))
 
     def on_backoff(self, backing_off: bool) -> None:
-        self._report(BackoffChanged(self._call.number, backing_off))
+        self._reports.append(messages.BackoffChanged(self._call.number, backing_off))
 
     def should_give_up(self, error: PostPressError) -> bool:
         self.resumable = error
@@ -77,13 +61,8 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
     """
     Opens a session on each worker, also on those that join later, and closes it after the rotation.
 
-    Args:
-        token: Identifies the rotation; also the plugin's name.
-        settings: Arguments of the session. Without an API key, each worker reads its own environment.
-        reports_retries: Whether to send a `RetryPlanned` for each retry.
-
-    Attributes:
-        problem: Why this worker cannot carry out calls; None if it can.
+    *token* identifies the rotation, and is also the plugin's name. *settings* are the arguments of the
+    session, without an API key: each worker reads its own environment.
     """
 
     _worker: Worker
@@ -93,13 +72,14 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
 
     def __init__(self, token: str, settings: dict[str, Any], reports_retries: bool) -> None:
         self.name: str = token
+        # Why this worker cannot carry out calls; None if it can.
         self.problem: PostPressError | None = ClusterError("its setup failed, see its log")
         self._settings: Final = settings
-        self._reports_retries: Final = reports_retries
+        self._reports_retries: Final = reports_retries  # in a `RetryPlanned` each
         self._version: Final = __version__  # of the coordinator, because Dask pickles the plugin there
         self._shards: Final[dict[str, set[asyncio.Task[None]]]] = {}  # tasks of calls, by key of the shard
         self._key_stored: Final[dict[int, asyncio.Future[None]]] = {}  # by call number
-        self._reports: list[Report] = []
+        self._reports: Final[list[messages.Report]] = []
         self._paused = False
 
     def setup(self, worker: Worker) -> None:
@@ -113,14 +93,13 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
                 )
             observer = self._on_session_event if self._reports_retries else None
             session = self._session = PostPressSession(**self._settings, on_event=observer)
-            self._waits = session._new_wait_group()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-            self._pacer = session._context.pacer  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            context = session._context  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            self._waits, self._pacer = context.tracker.child(), context.pacer
             self.problem = None
         except PostPressError as error:
             self.problem = error.with_traceback(None)
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002
-        """Cancel all calls, and close the session."""
         for key in self._shards:
             self._cancel_shard(key)
         if self.problem is None:
@@ -135,7 +114,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
         for task in self._shards.get(key, ()):
             task.cancel()
 
-    async def run(self, shard: Shard) -> dict[int, BaseException]:
+    async def run(self, shard: messages.Shard) -> dict[int, BaseException]:
         """Carry out the calls of *shard*. Returns the errors of the calls that failed, by call number."""
         errors: dict[int, BaseException] = {}
         tasks = {
@@ -154,7 +133,7 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             del self._shards[shard.key]
         for task in tasks:
             if not task.cancelled() and (error := task.exception()) is not None:
-                errors[int(task.get_name())] = make_picklable(error)  # raised by the retry strategy
+                errors[int(task.get_name())] = messages.make_picklable(error)  # raised by the retry strategy
         return errors
 
     def control(
@@ -185,8 +164,8 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             if number in self._key_stored:
                 self._key_stored.pop(number).set_result(None)
 
-    async def _carry_out(self, call: RemoteCall, errors: dict[int, BaseException]) -> None:
-        hooks = _Hooks(call, self._waits, self._report)
+    async def _carry_out(self, call: messages.RemoteCall, errors: dict[int, BaseException]) -> None:
+        hooks = _Hooks(call, self._waits, self._reports)
         keys = RowKeys(
             call.key_prefix, call.key_generation, call.number, self._store_key, in_doubt=call.in_doubt
         )
@@ -197,18 +176,19 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
             attempts = patched.attempts
         except PostPressError as error:
             attempts = error.attempts
-            packed_error = pack_error(error, call.account_id)
+            packed_error = messages.pack_error(error, call.account_id)
             is_resumable = error is hooks.resumable
             errors[call.number] = error.with_traceback(None)
         finally:
             hooks.resumable = None  # its traceback refers to this frame: a reference cycle
         elapsed = attempts[-1].began + attempts[-1].elapsed - attempts[0].began if attempts else 0.0
-        self._report(CallEnded(call.number, len(attempts), elapsed, packed_error, is_resumable))
+        report = messages.CallEnded(call.number, len(attempts), elapsed, packed_error, is_resumable)
+        self._reports.append(report)
 
     async def _store_key(self, call_number: int, _generation: int) -> None:
         """Return once the coordinator has stored that the call uses its next idempotency key."""
         stored = self._key_stored[call_number] = asyncio.get_running_loop().create_future()
-        self._report(NewKeyNeeded(call_number))
+        self._reports.append(messages.NewKeyNeeded(call_number))
         try:
             await stored
         finally:
@@ -216,24 +196,22 @@ class SessionPlugin(WorkerPlugin):  # type: ignore[misc] # it has no types
 
     def _on_session_event(self, event: events.Event) -> None:
         if isinstance(event, events.RetryScheduled) and (task := asyncio.current_task()) is not None:
-            packed_error = pack_error(event.error, event.account_id)
-            self._report(RetryPlanned(int(task.get_name()), event.number, event.wait, packed_error))
-
-    def _report(self, report: Report) -> None:
-        self._reports.append(report)
+            packed_error = messages.pack_error(event.error, event.account_id)
+            call_number = int(task.get_name())
+            self._reports.append(messages.RetryPlanned(call_number, event.number, event.wait, packed_error))
 
     def _send_reports(self) -> None:
         if self._pacer.paused is not self._paused:
             self._paused = not self._paused
-            self._report(PauseChanged(self._paused))
+            self._reports.append(messages.PauseChanged(self._paused))
         if self._reports:
             reports = pickle.dumps(self._reports)  # bytes, which the scheduler need not decode
             event = {"token": self.name, "process": self._worker.local_directory, "reports": reports}
-            self._worker.log_event(TOPIC, event)
-            self._reports = []
+            self._worker.log_event(messages.TOPIC, event)
+            self._reports.clear()
 
 
-async def run_shard(shard: Shard) -> dict[int, BaseException]:
+async def run_shard(shard: messages.Shard) -> dict[int, BaseException]:
     """
     Carry out a shard; see `SessionPlugin.run`. This is the function of the Dask task.
 

@@ -3,14 +3,9 @@
 import math
 from typing import Final
 
-ALLOWANCE: Final = 0.02
-"""Share of 429s that is always tolerated, because it does little harm whatever its cause."""
-
-MARGIN: Final = 1.5
-"""Multiple of the background share that is tolerated, in addition to `ALLOWANCE`."""
-
-MIN_SHARE: Final = 0.002
-"""A lower background share is treated as 0."""
+ALLOWANCE: Final = 0.02  # share of 429s that is always tolerated, because it does little harm
+MARGIN: Final = 1.5  # multiple of the background share that is tolerated, in addition to `ALLOWANCE`
+MIN_SHARE: Final = 0.002  # a lower background share is treated as 0
 
 CUSUM_THRESHOLD: Final = 7.0
 """Threshold of the cumulative sum. If the true share is at most two thirds of the tolerated one, the sum
@@ -19,17 +14,13 @@ exceeds the threshold by chance about once in 10,000 429s."""
 THRESHOLD_PER_SHARE: Final = 150.0
 """At the known limit of a tier, the threshold is 1 plus this multiple of the background share."""
 
-MIN_429S: Final = 6
-"""Minimum number of 429s for an estimate of the background share."""
-
-MIN_EXPECTED: Final = 16.0
-"""Minimum number of 429s that the background share predicts before an update may lower it."""
+MIN_429S: Final = 6  # minimum number of 429s for an estimate of the background share
+MIN_EXPECTED: Final = 16.0  # number of 429s that the share must predict before an update may lower it
 
 LOWERING_DEVIATIONS: Final = 2.0
 """The share is lowered at most to this many standard deviations above the observed share."""
 
-UNTESTED_SHARE: Final = 0.03
-"""Highest background share that is accepted without a trial, because it does little harm if it is wrong."""
+UNTESTED_SHARE: Final = 0.03  # highest share that is accepted without a trial: an error does little harm
 
 UNCHANGED_RATIO, LOWERED_RATIO = 0.6, 0.1
 """Shares of 429s in a trial, as multiples of the share before it, that are expected if the rate is not their
@@ -51,16 +42,13 @@ class Background:
 
     A cumulative sum detects that the share of 429s exceeds the tolerated share: each 429 adds 1, each request
     subtracts the tolerated share, and the sum never falls below 0 (CUSUM: E. S. Page, "Continuous Inspection
-    Schemes", Biometrika 41, 1954).
-
-    Attributes:
-        share: The estimate of the background share.
-        requests_below: Number of requests sent below the plateau of the rate limiter. Unless the tier has
-            changed, all their 429s belong to the background.
+    Schemes", Biometrika 41, 1954). In all methods, *served* is the number of requests served so far.
     """
 
     def __init__(self) -> None:
-        self.share: float = 0.0
+        self.share: float = 0.0  # the estimate
+        # Requests sent below the plateau of the rate limiter. Unless the tier has changed, all their 429s
+        # belong to the background.
         self.requests_below: int = 0
         self._throttled_below = 0
         self._sum = 0.0
@@ -70,7 +58,6 @@ class Background:
 
     @property
     def tolerated(self) -> float:
-        """The share of 429s that is tolerated."""
         return MARGIN * self.share + ALLOWANCE
 
     @property
@@ -79,11 +66,7 @@ class Background:
         return self._throttled - self._throttled_at_zero, self._requests - self._requests_at_zero
 
     def record_throttled(self, served: int, in_flight: int, *, below: bool) -> float:
-        """
-        Record a 429, with the requests served so far, and return the cumulative sum.
-
-        *below* tells whether the request was sent below the plateau of the rate limiter.
-        """
+        """Record a 429, sent *below* the plateau of the rate limiter or not. Returns the cumulative sum."""
         requests = served + in_flight + self._throttled + 1
         added = requests - self._requests
         if added < 0:
@@ -109,19 +92,13 @@ class Background:
         self.requests_below = self._throttled_below = 0
 
     def learn(self, share: float, served: int) -> None:
-        """Set the background share. *served* is the number of requests served so far."""
         self.share = share
         self._throttled_at_update, self._served_at_update = self._throttled, served
 
     def update(self, served: int, *, limited: bool) -> None:
-        """
-        Lower the background share if significantly fewer 429s arrived.
-
-        *served* is the number of requests served so far. If the limit of a tier is known (*limited*), only
-        requests below the plateau count.
-        """
+        """Lower the background share if significantly fewer 429s arrived."""
         throttled, requests = self._throttled_below, self.requests_below
-        if not limited:
+        if not limited:  # the limit of the tier is unknown, so requests at any rate count
             throttled = self._throttled - self._throttled_at_update
             requests = served - self._served_at_update + throttled
         expected = self.share * requests
@@ -144,17 +121,12 @@ class Trial:
         requests: Number of requests before the trial that gave these 429s.
         background: The background share that is already known.
         served: Number of requests served so far, plus those in flight: they do not belong to the trial.
-
-    Attributes:
-        sent: Number of requests sent during the trial. The owner counts them.
-        throttled: Number of 429s during the trial. The owner counts them.
-        is_second: Whether another trial at a higher rate preceded this one.
     """
 
     def __init__(self, throttled: int, requests: int, background: float, served: int) -> None:
-        self.sent: int = 0
-        self.throttled: int = 0
-        self.is_second: bool = False
+        self.sent: int = 0  # during the trial; the owner counts these requests
+        self.throttled: int = 0  # 429s during the trial; the owner counts them
+        self.is_second: bool = False  # whether another trial at a higher rate preceded this one
         self._background: Final = background
         self._throttled_before: Final = throttled
         self._requests_before: Final = requests
@@ -184,11 +156,7 @@ class Trial:
         return trial
 
     def result(self, served: int) -> bool | None:
-        """
-        Return whether the rate is the cause of the 429s, or None while the test is undecided.
-
-        *served* is the number of requests served so far.
-        """
+        """Whether the rate is the cause of the 429s; None while the test is undecided."""
         # 429s may arrive long before other responses. So requests in flight count as served for the result
         # "not the cause", and do not count for the result "the cause".
         served_in_trial = served - self._served_before

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Final, Literal
 
-FAILURE_THRESHOLD: Final = 20
-"""Number of overload signals that opens the breaker."""
+FAILURE_THRESHOLD: Final = 20  # number of overload signals that opens the breaker
 
 SUCCESS_CREDIT: Final = 4
 """Number of overload signals that a success cancels. So the breaker opens only if fewer than one request in
@@ -33,14 +32,9 @@ PROBE_INTERVAL_SHARE: Final = 1 / 24
 fall into step with a flapping service. In simulations with 1/16, unlucky jitter prolonged an outage of 20 s
 by 4.3%, and saved at most 20 probes."""
 
-MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL = 0.1, 5.0
-"""Shortest and longest time between two probes, in seconds, before jitter."""
-
-MAX_PROBES: Final = 16
-"""Maximum number of probes in flight. If it were 1, a probe that hangs would delay the detection."""
-
-MAX_RETRY_AFTER: Final = 120.0
-"""Longest pause in seconds after a Retry-After; longer ones are cut to it."""
+MIN_PROBE_INTERVAL, MAX_PROBE_INTERVAL = 0.1, 5.0  # seconds between two probes, before jitter
+MAX_PROBES: Final = 16  # maximum number of probes in flight; more than one, because a probe may hang
+MAX_RETRY_AFTER: Final = 120.0  # longest pause in seconds after a Retry-After; longer ones are cut to it
 
 
 class CircuitBreaker:
@@ -49,29 +43,18 @@ class CircuitBreaker:
 
     A request belongs to the *generation* in which it was sent. Do not record responses to requests of an
     earlier generation: they are out of date.
-
-    Args:
-        threshold: Number of overload signals that opens the breaker, as `FAILURE_THRESHOLD`.
-        random: Returns numbers from 0 to 1, for jitter.
-
-    Attributes:
-        is_open: Whether only probes may be sent.
-        generation: Number of times that the breaker has opened or closed.
-        outage_started: Start of the current or last outage.
-        probe_at: Time of the next probe; infinite while the breaker is closed.
-        last_success: Time of the latest response that was not an overload signal.
     """
 
     def __init__(self, threshold: int, random: Callable[[], float]) -> None:
-        self.is_open: bool = False
-        self.generation: int = 0
-        self.probe_at: float = math.inf
-        self.outage_started: float = 0.0
-        self._threshold: Final = threshold
-        self._random: Final = random
+        self.is_open: bool = False  # whether only probes may be sent
+        self.generation: int = 0  # number of times that the breaker has opened or closed
+        self.probe_at: float = math.inf  # time of the next probe; infinite while the breaker is closed
+        self.outage_started: float = 0.0  # start of the current or last outage
+        self.last_success: float = -math.inf  # time of the latest response that was not an overload signal
+        self._threshold: Final = threshold  # as `FAILURE_THRESHOLD`
+        self._random: Final = random  # returns numbers from 0 to 1, for jitter
         self._failures = 0
         self._first_failure_sent = 0.0
-        self.last_success: float = -math.inf
         self._consecutive_failures = 0
         self._successes = RECOVERY_THRESHOLD  # since the breaker closed
         self._closed_at = 0.0
@@ -79,7 +62,6 @@ class CircuitBreaker:
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
-        """The state; half-open while a probe is in flight."""
         if not self.is_open:
             return "closed"
         return "half-open" if self._probes else "open"
@@ -128,21 +110,15 @@ class CircuitBreaker:
     def trip(self, now: float) -> None:
         """Open because another session with the same API key found that the service is down."""
         if not self._failures:
-            self._first_failure_sent = now
             self._start_outage(now)
         self._open(now + self._probe_interval(now))
 
     @property
-    def next_probe_at(self) -> float | None:
-        """Time of the next probe; None if the breaker is closed, or if a probe in flight must end first."""
-        return self.probe_at if self.is_open and self._probes < MAX_PROBES else None
-
-    def may_probe(self, now: float) -> bool:
-        """Whether a probe may be sent now."""
-        return self.is_open and now >= self.probe_at and self._probes < MAX_PROBES
+    def next_probe_at(self) -> float:
+        """`probe_at`; infinite if a probe in flight must end first."""
+        return self.probe_at if self._probes < MAX_PROBES else math.inf
 
     def start_probe(self, now: float) -> None:
-        """Record that a probe was sent."""
         self._probes += 1
         self.probe_at = now + self._probe_interval(now)
 

@@ -3,14 +3,9 @@
 import math
 from typing import Final
 
-CUBIC_BETA: Final = 0.7
-"""Factor of a decrease (RFC 9438, section 4.6)."""
-
-CUBIC_C: Final = 0.05
-"""Growth of the cubic: 4.5 s after a decrease, the limit is twice its old value."""
-
-CUBIC_K: Final = math.cbrt((1 - CUBIC_BETA) / CUBIC_C)
-"""Seconds after a decrease until the limit is back at its old value: 1.8."""
+CUBIC_BETA: Final = 0.7  # factor of a decrease (RFC 9438, section 4.6)
+CUBIC_C: Final = 0.05  # growth of the cubic: 4.5 s after a decrease, the limit is twice its old value
+CUBIC_K: Final = math.cbrt((1 - CUBIC_BETA) / CUBIC_C)  # seconds from a decrease to the old value: 1.8
 
 TOLERATED_SHARE: Final = 0.1
 """Share of overload signals that is tolerated, because any service answers some requests with a 503."""
@@ -22,20 +17,11 @@ SIGNIFICANCE: Final = 2.5
 """Number of standard deviations above the tolerated share that is significant. By chance, 1 of 160 checks
 exceeds it."""
 
-MIN_REQUESTS: Final = 20
-"""Minimum number of requests for which a share of overload signals is checked."""
-
-ENOUGH_REQUESTS: Final = 100
-"""Number of requests after which the effect of a decrease is known."""
-
-AVERAGE_WEIGHT: Final = 0.02
-"""Weight of a request in the average `overload_share`, so that about the latest 50 requests count."""
-
-MAX_LATENCY_FACTOR: Final = 2.0
-"""Multiple of the baseline latency above which the service is queueing, so the limit must not grow."""
-
-SLOWDOWN_FACTOR: Final = 1.33
-"""Multiple of the baseline latency above which responses are certainly slower than usual."""
+MIN_REQUESTS: Final = 20  # minimum number of requests for which a share of overload signals is checked
+ENOUGH_REQUESTS: Final = 100  # number of requests after which the effect of a decrease is known
+AVERAGE_WEIGHT: Final = 0.02  # weight of a request in `overload_share`: about the latest 50 requests count
+MAX_LATENCY_FACTOR: Final = 2.0  # multiple of the baseline latency above which requests queue
+SLOWDOWN_FACTOR: Final = 1.33  # multiple of the baseline latency above which responses are certainly slower
 
 BASELINE_TTL: Final = 30.0
 """Seconds for which the baseline latency is valid. If it has expired and responses are slower, a probe lowers
@@ -53,11 +39,8 @@ HALVING_OUTAGE: Final = 5.0
 """Seconds of an outage after which calls continue at half the limit, because the service may have lost its
 warm caches. After a shorter outage, the limit is higher in proportion."""
 
-DEFAULT_LATENCY: Final = 0.1
-"""Latency in seconds that is assumed before the first response."""
-
-MIN_LATENCY: Final = 1e-6
-"""Shortest latency in seconds whose logarithm is used."""
+DEFAULT_LATENCY: Final = 0.1  # latency in seconds that is assumed before the first response
+MIN_LATENCY: Final = 1e-6  # shortest latency in seconds whose logarithm is used
 
 MIN_WINDOW, MAX_WINDOW = 20, 200
 """Minimum and maximum number of responses in a window. Between them, a window has as many responses as the
@@ -70,17 +53,13 @@ class ConcurrencyLimiter:
 
     Record each response with `record_response` or `record_overload`, in chronological order. At the end of
     each window of responses, the limit is adapted to the latency.
-
-    Attributes:
-        value: The limit; round it down.
-        overload_share: Share of overload signals, as an exponential average of about the latest 50 requests.
-        latency: Latency in seconds: the geometric mean of the last window. With an arithmetic mean, a few
-            responses of ten seconds would look like a queue.
     """
 
     def __init__(self, maximum: int, initial: int) -> None:
         self._maximum: Final = maximum
-        self.value: float = float(min(initial, maximum, MAX_INITIAL_LIMIT))
+        self.value: float = float(min(initial, maximum, MAX_INITIAL_LIMIT))  # the limit; round it down
+        # The geometric mean of the last window, in seconds. With an arithmetic mean, a few responses of ten
+        # seconds would look like a queue.
         self.latency: float = DEFAULT_LATENCY
         self._ssthresh = float(maximum)  # the slow start threshold (RFC 9438)
         self._window_cap = 2 * self.value  # slow start does not exceed it in this window
@@ -97,9 +76,8 @@ class ConcurrencyLimiter:
         self._value_before_probe: float | None = None
         self._headroom_before_probe = 1.0
         # The share of overload signals.
-        self.overload_share: float = 0.0
-        self._requests = 0.0
-        self._overloads = 0.0
+        self.overload_share: float = 0.0  # exponential average of about the latest 50 requests
+        self._requests = self._overloads = 0.0
         self._decreased_at = -math.inf
         self._share_at_decrease = 0.0
         self._requests_since_decrease = self._overloads_since_decrease = 0.0
@@ -141,7 +119,6 @@ class ConcurrencyLimiter:
             self._end_window(now)
 
     def record_overload(self, sent: float, now: float) -> None:
-        """Record an overload signal for a request sent at *sent*."""
         self.overload_share += AVERAGE_WEIGHT * (1 - self.overload_share)
         if sent <= self._decreased_at:
             return  # the request was sent at the limit before the decrease
@@ -171,7 +148,7 @@ class ConcurrencyLimiter:
         self._slow_start = True
         self._window_cap = 2 * self.value
         self._effect_known = True
-        self._reset_share()
+        self._requests = self._overloads = 0.0
         self._begin_window(now)
 
     def _end_window(self, now: float) -> None:
@@ -193,11 +170,10 @@ class ConcurrencyLimiter:
             elapsed = now - self._cubic_started - CUBIC_K
             target = self._plateau * (1 + CUBIC_C * elapsed**3)
             self.value = min(max(self.value, target), self.value * min(headroom, 1.5), float(self._maximum))
-        if self._tolerated > TOLERATED_SHARE and self._is_queueing:
-            self._tolerated = TOLERATED_SHARE
-        if self._requests >= 5 * self._window_size:
-            if self._tolerated > TOLERATED_SHARE and self._overloads < self._tolerated / 2 * self._requests:
-                self._tolerated = TOLERATED_SHARE
+        is_measured = self._requests >= 5 * self._window_size
+        if self._is_queueing or (is_measured and self._overloads < self._tolerated / 2 * self._requests):
+            self._tolerated = min(self._tolerated, TOLERATED_SHARE)
+        if is_measured:
             self._requests /= 2
             self._overloads /= 2
         self._begin_window(now)
@@ -267,7 +243,7 @@ class ConcurrencyLimiter:
             self._decreased_at = now
         self._share_at_decrease = share
         self._requests_since_decrease = self._overloads_since_decrease = 0.0
-        self._reset_share()
+        self._requests = self._overloads = 0.0
         self._begin_window(now)
 
     def _was_ineffective(self, share: float) -> bool:
@@ -281,7 +257,6 @@ class ConcurrencyLimiter:
         return is_measured and self._overloads_since_decrease > 0.6 * share_before * requests
 
     def _check_effect(self) -> None:
-        """Determine whether the last decrease helped."""
         if self._requests < MIN_REQUESTS:
             return
         if self._overloads < 0.02 * self._requests:
@@ -295,9 +270,6 @@ class ConcurrencyLimiter:
         self._slow_start = False
         self.value = self._plateau = value
         self._cubic_started = now - CUBIC_K
-
-    def _reset_share(self) -> None:
-        self._requests = self._overloads = 0.0
 
     def _begin_window(self, now: float) -> None:
         self._log_latency_sum = 0.0

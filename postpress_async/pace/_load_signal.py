@@ -1,27 +1,15 @@
 """What the end of an attempt says about the load of the service."""
 
 from enum import Enum
-from typing import Final
 
-from postpress_async.errors import (
-    AnswerError,
-    ApiError,
-    BadGatewayError,
-    GatewayTimeoutError,
-    PostPressError,
-    ProxyError,
-    TlsError,
-    TooManyRequestsError,
-    TransportError,
-    UnavailableError,
-)
+from postpress_async import errors
 
 
 class LoadSignal(Enum):
     """
     What the end of an attempt says about the load of the service.
 
-    It depends on the error's class, not on its scope: a 503 about one account is also an overload signal.
+    It does not depend on the error's scope: a 503 about one account is also an overload signal.
     """
 
     SUCCESS = "success"
@@ -36,19 +24,13 @@ class LoadSignal(Enum):
     """Nothing: the attempt was cancelled, or its request was not sent."""
 
 
-_OVERLOADS: Final = (UnavailableError, BadGatewayError, GatewayTimeoutError, TransportError)
-
-
-def load_signal_of(error: PostPressError) -> LoadSignal:
-    """The load signal of an attempt that ended with *error*."""
-    if isinstance(error, TooManyRequestsError):
+def load_signal_of(error: errors.PostPressError) -> LoadSignal:
+    if isinstance(error, errors.TooManyRequestsError):
         return LoadSignal.THROTTLED
-    if isinstance(error, ProxyError):
+    if isinstance(error, errors.ProxyError):
         return LoadSignal.ALIVE
-    if isinstance(error, TlsError):
+    if isinstance(error, errors.TlsError):
         return LoadSignal.NONE  # a slower pace does not make a certificate valid
-    if isinstance(error, _OVERLOADS):
+    if isinstance(error, errors.TransportError) or error.status in {502, 503, 504}:
         return LoadSignal.OVERLOAD
-    if isinstance(error, AnswerError):
-        return LoadSignal.OVERLOAD if error.status in {502, 503, 504} else LoadSignal.ALIVE
-    return LoadSignal.ALIVE if isinstance(error, ApiError) else LoadSignal.NONE
+    return LoadSignal.ALIVE if isinstance(error, errors.ApiError | errors.AnswerError) else LoadSignal.NONE

@@ -1,6 +1,7 @@
 """Grants permits within the limits of concurrency and rate and the circuit breaker; queues waiting calls."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final, Literal, TypeAlias
@@ -25,28 +26,18 @@ minimum delay, the timer would then be set and fire again and again."""
 OVERLOAD_SHARE: Final = 0.05
 """Share of overload signals among about the latest 50 requests above which the service is overloaded."""
 
-RETRY_SHARE: Final = 8
-"""If retries and new calls wait, one in this many permits goes to a new call, and the others to retries."""
+RETRY_SHARE: Final = 8  # if retries and new calls wait, one in this many permits goes to a new call
 
 
 @define(eq=False)
 class Permit:
-    """
-    The permit to send one request. Return it with `Pacer.release`, once.
+    """The permit to send one request. Return it with `Pacer.release`, once."""
 
-    Attributes:
-        sent: The pacer's time at which it was granted.
-        generation: The circuit breaker's generation at that time.
-        probe: Whether the request is a probe of the open circuit breaker.
-    """
-
-    sent: float
-    generation: int
-    probe: bool = False
+    sent: float  # the pacer's time at which it was granted
+    generation: int  # the circuit breaker's generation at that time
+    probe: bool = False  # whether the request is a probe of the open circuit breaker
 
 
-# Reading a global variable takes a third of the time of reading an attribute of the enum.
-_SUCCESS, _ALIVE, _OVERLOAD, _THROTTLED, _NONE = LoadSignal
 PermitFuture: TypeAlias = "asyncio.Future[Permit | None]"
 
 
@@ -86,7 +77,7 @@ class Pacer:
         threshold = max(5, min(FAILURE_THRESHOLD, 2 * pace.in_flight))
         self._breaker: Final = CircuitBreaker(threshold, random)
         self._rate_limiter: Final = RateLimiter(pace.rate)
-        self._record_served_at = -float("inf")
+        self._record_served_at = -math.inf
         self._permits = 0  # permits in use, and held ones
         # A heap of the times at which held permits are released. The permit of a request with an overload
         # signal is held until the usual latency has passed, so that fast errors do not cause more requests.
@@ -104,7 +95,6 @@ class Pacer:
 
     @property
     def paused(self) -> bool:
-        """Whether the circuit breaker is open."""
         return self._breaker.is_open
 
     @property
@@ -115,7 +105,6 @@ class Pacer:
 
     @property
     def breaker_state(self) -> Literal["closed", "open", "half-open"]:
-        """The state of the circuit breaker; half-open while a probe is in flight."""
         return self._breaker.state
 
     @property
@@ -129,7 +118,6 @@ class Pacer:
 
     @property
     def limit(self) -> int:
-        """The current concurrency limit."""
         return int(self._limiter.value) if self._pace.adaptive else self._pace.in_flight
 
     @property
@@ -139,7 +127,6 @@ class Pacer:
 
     @property
     def waiting(self) -> int:
-        """Calls that wait for a permit."""
         return self._retries.count + self._new_calls.count
 
     @property
@@ -150,8 +137,7 @@ class Pacer:
     def lease(self, rate: float) -> None:
         """Limit the rate to *rate* requests per second, this session's share of its cluster's rate."""
         self._rate_limiter.set_ceiling(rate, self._clock())
-        if self._retries.count or self._new_calls.count:
-            self._admit()
+        self._admit()
 
     def pause(self) -> None:
         """Open the circuit breaker because another session with the same API key found the service down."""
@@ -161,14 +147,11 @@ class Pacer:
         self._breaker.trip(now)
         self._limiter.pause(self._breaker.outage_started)
         self._stale = self.in_flight
-        self._update_fast_limit()
-        if self._retries.count or self._new_calls.count:
-            self._admit()
+        self._admit()
         if self._on_pause is not None:
             self._on_pause(True)
 
     def try_acquire(self) -> Permit | None:
-        """Return a permit if one is free; otherwise None."""
         if self._permits >= self._fast_limit:
             return None
         now = self._clock()
@@ -211,41 +194,29 @@ class Pacer:
         """
         Return a permit, because its attempt has ended.
 
-        Args:
-            permit: The permit.
-            signal: The load signal of the attempt.
-            retry_after: The Retry-After in seconds. The caller waits for it. If it is longer than
-                `OWN_RETRY_AFTER`, it may also open the circuit breaker.
-
-        Returns:
-            Whether the attempt counts as one of its call. A failed probe, or an attempt that fails in a known
-            outage, does not count.
+        The caller waits for *retry_after* seconds. If they exceed `OWN_RETRY_AFTER`, they may also open the
+        circuit breaker. Returns whether the attempt counts as one of its call. A failed probe, or an attempt
+        that fails in a known outage, does not count.
         """
-        if not self._pace.adaptive:
-            self._permits -= 1
-            if self._retries.count or self._new_calls.count:
-                self._admit()
-            return True
-        if signal is _NONE:
+        if signal is LoadSignal.NONE or not self._pace.adaptive:
             self._return(permit)
             return True
-        now = self._clock()
-        breaker, counts = self._breaker, True
+        now, breaker = self._clock(), self._breaker
         was_open = breaker.is_open
-        if permit.generation == breaker.generation and not breaker.is_open:
-            if signal is _SUCCESS or signal is _ALIVE:
-                self._record_success(permit, now, timed=signal is _SUCCESS)
-            else:
-                counts = self._record_overload(permit, signal, retry_after, now)
-        elif permit.probe and permit.generation == breaker.generation:
-            counts = self._end_probe(signal, retry_after, now)
-        else:
-            counts = signal is _SUCCESS or signal is _ALIVE  # sent before the breaker opened
+        is_overload = signal in (LoadSignal.OVERLOAD, LoadSignal.THROTTLED)
+        counts = not is_overload
+        if permit.generation != breaker.generation:  # sent before the breaker opened or closed
             self._stale -= 1
+        elif permit.probe:
+            self._end_probe(counts, retry_after or 0.0, now)
+        elif is_overload:
+            counts = self._record_overload(permit, signal, retry_after or 0.0, now)
+        else:
+            self._record_success(permit, now, timed=signal is LoadSignal.SUCCESS)
         if breaker.is_open is not was_open:
             self._stale = self.in_flight - 1
         hold_until = permit.sent + self._limiter.latency
-        if (signal is _OVERLOAD or signal is _THROTTLED) and now < hold_until:
+        if is_overload and now < hold_until:
             heappush(self._held, hold_until)
         else:
             self._permits -= 1
@@ -273,7 +244,6 @@ class Pacer:
         return self._clock()
 
     def _record_success(self, permit: Permit, now: float, *, timed: bool) -> None:
-        """Record a response without an overload signal while the breaker is closed."""
         self._rate_limiter.served += 1
         if now >= self._record_served_at:
             if permit.sent - self._breaker.last_success > self._rate_limiter.measuring_window:
@@ -282,38 +252,28 @@ class Pacer:
         self._limiter.record_response(permit.sent, self._permits, now, timed)
         self._breaker.record_success(now)
 
-    def _record_overload(
-        self, permit: Permit, signal: LoadSignal, retry_after: float | None, now: float
-    ) -> bool:
+    def _record_overload(self, permit: Permit, signal: LoadSignal, retry_after: float, now: float) -> bool:
         """Record an overload signal while the breaker is closed. Returns whether it stays closed."""
         key_wide = False
-        if signal is _THROTTLED:
-            key_wide = self._rate_limiter.record_throttled(
-                permit.sent, now, retry_after or 0.0, self.in_flight
-            )
+        if signal is LoadSignal.THROTTLED:
+            key_wide = self._rate_limiter.record_throttled(permit.sent, now, retry_after, self.in_flight)
         else:
             self._limiter.record_overload(permit.sent, now)
         opens = self._breaker.record_overload(permit.sent, self._limiter.latency, now)
-        if (
-            retry_after is not None
-            and retry_after > OWN_RETRY_AFTER
-            and (key_wide or signal is not _THROTTLED)
-        ):
+        may_pause = key_wide or signal is LoadSignal.OVERLOAD
+        if may_pause and retry_after > OWN_RETRY_AFTER:
             opens = self._breaker.on_retry_after(retry_after, now, key_wide=key_wide) or opens
         if opens:
             self._limiter.pause(self._breaker.outage_started)
         return not opens
 
-    def _end_probe(self, signal: LoadSignal, retry_after: float | None, now: float) -> bool:
-        """Record the result of a probe. Returns whether it counts as an attempt."""
-        success = signal is _SUCCESS or signal is _ALIVE
+    def _end_probe(self, success: bool, retry_after: float, now: float) -> None:
         outage = now - self._breaker.outage_started
         if self._breaker.end_probe(success, now):
             self._limiter.resume(now, outage)
             self._rate_limiter.resume(now)
-        elif retry_after is not None and retry_after > OWN_RETRY_AFTER:
+        elif retry_after > OWN_RETRY_AFTER:
             self._breaker.on_retry_after(retry_after, now, key_wide=True)
-        return success
 
     def _return(self, permit: Permit) -> None:
         """Return a permit whose attempt gave no load signal."""
@@ -330,14 +290,13 @@ class Pacer:
         while self._held and self._held[0] <= now + MIN_TIMER:
             heappop(self._held)
             self._permits -= 1
-        due = None
-        breaker = self._breaker
+        due, breaker = math.inf, self._breaker
         while self._retries.has_next() or self._new_calls.has_next():
-            if breaker.is_open and not breaker.may_probe(now + MIN_TIMER):
+            if breaker.is_open and now + MIN_TIMER < breaker.next_probe_at:
                 due = breaker.next_probe_at
                 break
             if self._permits >= self._max_permits():
-                due = self._held[0] if self._held else None
+                due = self._held[0] if self._held else math.inf
                 break
             if self._rate_limiter.active and not self._rate_limiter.try_acquire(now + MIN_TIMER):
                 due = self._rate_limiter.ready_at
@@ -348,14 +307,13 @@ class Pacer:
                 breaker.start_probe(now)
             future.set_result(Permit(now, breaker.generation, breaker.is_open))
         self._update_fast_limit()
-        if due is not None:
+        if due < math.inf:
             self._wake_at(due, now)
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _pop_waiting(self) -> PermitFuture:
-        """Remove and return the future that gets the next permit."""
         if not self._retries.has_next():
             return self._new_calls.pop()
         if self._new_calls.has_next():

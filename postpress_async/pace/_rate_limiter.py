@@ -9,33 +9,24 @@ BURST: Final = 0.01
 """Seconds by which a request may be early. A larger value could exceed the burst that the tier allows, which
 is unknown. A smaller one would cost throughput, because timers fire some milliseconds late."""
 
-DECREASE_FACTOR: Final = 0.9
-"""Factor by which a 429 lowers the rate."""
+DECREASE_FACTOR: Final = 0.9  # factor by which a 429 lowers the rate
+DOUBLING_TIME: Final = 0.6  # seconds in which the rate doubles while the tier's limit is unknown but higher
+MIN_DECREASE_INTERVAL: Final = 0.5  # seconds between decreases, so that the effect of the last one is known
 
 RECOVERY_TIME: Final = 5.0
 """Seconds after a decrease until the rate is back at the plateau. After twice that, it is 10% above it."""
 
-MIN_REQUESTS_PER_RECOVERY: Final = 200
-"""A recovery lasts for at least this many requests, because each recovery costs one or two 429s."""
-
-MAX_RECOVERY_FOR_REQUESTS: Final = 60.0
-"""Maximum seconds to which `MIN_REQUESTS_PER_RECOVERY` may prolong a recovery."""
-
-RETRY_AFTER_FACTOR: Final = 4
-"""A recovery lasts for at least this multiple of the Retry-After."""
-
-DOUBLING_TIME: Final = 0.6
-"""Seconds in which the rate doubles while the limit of the tier is unknown, but certainly higher."""
+MIN_REQUESTS_PER_RECOVERY: Final = 200  # minimum requests, because each recovery costs one or two 429s
+MAX_RECOVERY_FOR_REQUESTS: Final = 60.0  # maximum seconds to which this minimum prolongs a recovery
+RETRY_AFTER_FACTOR: Final = 4  # a recovery lasts for at least this multiple of the Retry-After
 
 MIN_RATE: Final = 1.0
 """Lowest learned rate, in requests per second. Without it, a session with one call per hour would learn a
 limit of one request per hour from a 429."""
 
-MIN_FIRST_RATE: Final = 10.0
-"""The same for the first 429, which may arrive before any other response."""
-
-BELOW_PLATEAU: Final = 0.97
-"""Share of the plateau below which the tier gives no 429s, unless it has changed."""
+MIN_FIRST_RATE: Final = 10.0  # the same for the first 429, which may arrive before any other response
+BELOW_PLATEAU: Final = 0.97  # share of the plateau below which the tier gives no 429s, unless it has changed
+MAX_TRIAL_SHARE: Final = 0.5  # share of 429s above which only the rate can be the cause
 
 TRIAL_FACTOR: Final = 0.7
 """Multiple of the served rate that a trial allows. It is well below 1, because the measured rate may be
@@ -52,17 +43,10 @@ MIN_TRIAL_429S: Final = 1.2
 """Minimum number of 429s per second that a second trial would get if the rate is not their cause. With fewer,
 it would take longer than about 10 s."""
 
-MAX_TRIAL_SHARE: Final = 0.5
-"""Share of 429s above which only the rate can be the cause."""
-
-MIN_DECREASE_INTERVAL: Final = 0.5
-"""Minimum seconds between decreases, so that the effect of the last one is known."""
-
 MEASURING_WINDOW: Final = 1.0
 """Seconds over which the served rate is measured. At the first 429, a quarter of that is enough."""
 
-MIN_MEASURED: Final = 20
-"""Minimum number of responses over which the served rate is measured."""
+MIN_MEASURED: Final = 20  # minimum number of responses over which the served rate is measured
 
 
 class RateLimiter:
@@ -76,21 +60,13 @@ class RateLimiter:
     So it is just below the limit of the tier for most of the time, and a single 429 lowers it again. It also
     finds a higher limit soon, because it doubles every 5 s after t = 10. The time t does not advance while no
     request has to wait for the rate limit.
-
-    Attributes:
-        ceiling: Maximum rate in requests per second; infinite without a maximum.
-        active: Whether the rate is limited.
-        value: The rate in requests per second; infinite without a limit.
-        ready_at: Time from which the next request may be sent.
-        served: Number of requests served so far. The owner counts them.
     """
 
     def __init__(self, ceiling: float | None) -> None:
         self.ceiling: float = math.inf if ceiling is None else ceiling
-        self.active: bool = ceiling is not None
-        self.value: float = self.ceiling
-        self.ready_at: float = -math.inf
-        self.served: int = 0
+        self.active: bool = ceiling is not None  # whether the rate is limited
+        self.value: float = self.ceiling  # the rate in requests per second; infinite without a limit
+        self.served: int = 0  # requests served so far; the owner counts them
         self._due = -math.inf  # time of the next request, as in the generic cell rate algorithm
         self._learned = math.inf  # the rate learned from 429s
         self._plateau = 0.0
@@ -108,8 +84,12 @@ class RateLimiter:
         self._trial: Trial | None = None
         self._learned_before_trial, self._searching_before_trial = math.inf, True
 
+    @property
+    def ready_at(self) -> float:
+        """Time from which the next request may be sent."""
+        return self._due - BURST
+
     def try_acquire(self, now: float) -> bool:
-        """Take a token if there is one. Returns whether there was one."""
         if now < self.ready_at:
             self._blocked = True
             return False
@@ -120,25 +100,21 @@ class RateLimiter:
             self._grow(now)
             if self._is_below_plateau:
                 self._background.requests_below += 1
-        self._due = (self._due if self._due > now else now) + 1 / self.value
-        self.ready_at = self._due - BURST
+        self._due = max(self._due, now) + 1 / self.value
         return True
 
     def set_ceiling(self, ceiling: float, now: float) -> None:
         """Change the ceiling. The remaining wait for the next token changes in proportion."""
         old_rate = self.value
         self.ceiling = ceiling
-        self.active = True
-        self.value = min(self._learned, ceiling)
+        self._set_learned(self._learned)
         if self._due > now and old_rate < math.inf:
             self._due = now + (self._due - now) * old_rate / self.value
-            self._make_ready()
 
     def refund(self) -> None:
         """Put the last token back, because its request was not sent."""
         if self.active:
             self._due -= 1 / self.value
-            self._make_ready()
 
     def record_served(self, now: float) -> float:
         """Take a sample of `served`. Returns the time at which to call this method again."""
@@ -149,7 +125,6 @@ class RateLimiter:
 
     @property
     def measuring_window(self) -> float:
-        """Seconds over which the served rate is measured."""
         return max(MEASURING_WINDOW, MIN_MEASURED / self.value)
 
     def resume(self, now: float) -> None:
@@ -157,11 +132,7 @@ class RateLimiter:
         self._samples = [(now, self.served)]
 
     def record_throttled(self, sent: float, now: float, retry_after: float = 0.0, in_flight: int = 0) -> bool:
-        """
-        Record a 429.
-
-        Returns whether most requests with the API key get one, so that the Retry-After concerns all of them.
-        """
+        """Record a 429. Returns whether most requests get one, so its Retry-After concerns all of them."""
         if sent <= self._decreased_at:
             return False
         background, below = self._background, self._is_below_plateau
@@ -259,7 +230,6 @@ class RateLimiter:
         if not self.active:
             self._due = now
         self._set_learned(max(self._plateau * DECREASE_FACTOR, MIN_RATE))
-        self._make_ready()
         return accurate
 
     def _set_learned(self, rate: float) -> None:
@@ -283,7 +253,4 @@ class RateLimiter:
                 self._learned = max(self._learned, cubic)
             else:
                 self._learned *= 2 ** (seconds / self._recovery)
-        self.value = min(self._learned, self.ceiling)
-
-    def _make_ready(self) -> None:
-        self.ready_at = self._due - BURST
+        self._set_learned(self._learned)

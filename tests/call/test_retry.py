@@ -42,7 +42,7 @@ def test_only_the_five_retryable_types_are_retried(type_: str, kind: type[ApiErr
     api = StubApi([answer(kind.status, type_)])
 
     failed(RetryPolicy(), api, kind)
-    assert api.made == (4 if type_ in RETRIED else 1)
+    assert api.request_count == (4 if type_ in RETRIED else 1)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_errors_that_the_reference_does_not_list_are_retried_or_fatal(
     api = StubApi([make])
 
     failed(RetryPolicy(), api)
-    assert api.made == (4 if retried else 1)
+    assert api.request_count == (4 if retried else 1)
     assert RetryPolicy().retries(make()) is retried
 
 
@@ -99,7 +99,7 @@ def test_foreign_exceptions_are_raised_unchanged(kind: type[BaseException], fail
     with pytest.raises(kind) as caught:
         play(RetryPolicy(), api)
     assert type(caught.value) is kind
-    assert api.made == len(failures) + 1
+    assert api.request_count == len(failures) + 1
     assert not RetryPolicy(also_on=(PostPressError,)).retries(kind())
 
 
@@ -108,8 +108,8 @@ def test_call_ends_with_the_first_success(failures: int) -> None:
     api = StubApi([BUSY] * failures + [DONE])
 
     assert play(RetryPolicy(), api) == DONE
-    assert api.made == failures + 1
-    assert len(api.naps) == failures
+    assert api.request_count == failures + 1
+    assert len(api.backoffs) == failures
 
 
 def test_last_error_is_raised_without_cause_and_context() -> None:
@@ -125,26 +125,28 @@ def test_attempts_include_the_first(attempts: int) -> None:
     api = StubApi([BUSY])
 
     failed(RetryPolicy(attempts=attempts, deadline=math.inf), api)
-    assert api.made == attempts
-    assert len(api.naps) == attempts - 1
+    assert api.request_count == attempts
+    assert len(api.backoffs) == attempts - 1
 
 
 def test_attempts_during_a_known_outage_do_not_count() -> None:
-    api = StubApi([BUSY] * 9 + [DONE], counted=False)
+    api = StubApi([BUSY] * 9 + [DONE], counts_attempts=False)
 
     assert play(RetryPolicy(attempts=2, wait=NO_WAIT), api) == DONE
-    assert api.made == 10
+    assert api.request_count == 10
 
 
-@pytest.mark.parametrize("counted", [True, False], ids=["counted", "known outage"])
-def test_backoff_after_an_attempt_in_an_outage_does_not_count_against_the_deadline(counted: bool) -> None:
+@pytest.mark.parametrize("counts_attempts", [True, False], ids=["counted", "known outage"])
+def test_backoff_after_an_attempt_in_an_outage_does_not_count_against_the_deadline(
+    counts_attempts: bool,
+) -> None:
     """A rotation's call waits out an outage, however short its deadline is."""
-    api = StubApi([BUSY] * 9 + [DONE], patient=True, counted=counted)
+    api = StubApi([BUSY] * 9 + [DONE], waits_out_outages=True, counts_attempts=counts_attempts)
     policy = RetryPolicy(attempts=99, deadline=10.0, wait=tenacity.wait_fixed(11.0))
 
-    if counted:
+    if counts_attempts:
         failed(policy, api)
-        assert api.made == 1
+        assert api.request_count == 1
     else:
         assert play(policy, api) == DONE
 
@@ -177,7 +179,7 @@ def test_fatal_error_is_retried_if_also_on_has_its_class_and_never_on_does_not(
     api = StubApi([answer(503, "errors/no_channel")])
 
     failed(policy, api, errors.NoChannelError)
-    assert api.made == (4 if retried else 1)
+    assert api.request_count == (4 if retried else 1)
 
 
 @pytest.mark.parametrize("never_on", [errors.ProxyError, errors.BadGatewayError, ApiError, PostPressError])
@@ -186,7 +188,7 @@ def test_never_on_excludes_a_class_with_its_subclasses(never_on: type[PostPressE
     api = StubApi([answer(502, "errors/proxy_error")])
 
     failed(policy, api, errors.ProxyError)
-    assert api.made == 1
+    assert api.request_count == 1
     assert policy.retries(errors.ConnectError("x")) is (never_on is not PostPressError)
 
 
@@ -195,7 +197,7 @@ def test_also_on_is_applied_to_the_error_of_each_attempt() -> None:
     api = StubApi([BUSY, answer(503, "errors/no_channel"), answer(400), DONE])
 
     failed(RetryPolicy(also_on=(errors.NoChannelError,)), api, errors.BadRequestError)
-    assert api.made == 3
+    assert api.request_count == 3
 
 
 @pytest.mark.parametrize(
@@ -213,26 +215,26 @@ def test_no_policy_retries_a_managed_change_in_doubt_without_a_key(policy: Retry
     api.keys = FixedKey(None)
 
     failed(policy, api, errors.RequestTimeoutError)
-    assert api.made == 1
+    assert api.request_count == 1
 
 
 # --- The deadline --------------------------------------------------------------------------------
 
 
 def test_call_fails_at_once_if_the_next_wait_would_exceed_the_deadline() -> None:
-    api = StubApi([BUSY], takes=3.0)
+    api = StubApi([BUSY], latency=3.0)
 
     failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), api)
-    assert api.naps == [5.0]  # 3 + 5 + 3 = 11 seconds: no second wait
-    assert api.ends == [1003.0, 1011.0]
+    assert api.backoffs == [5.0]  # 3 + 5 + 3 = 11 seconds: no second wait
+    assert api.ended_at == [1003.0, 1011.0]
 
 
 def test_time_before_the_first_attempt_counts_against_the_deadline() -> None:
     """A call may have waited for a permit, or for an earlier update of its account."""
-    api = StubApi([BUSY], late=8.0)
+    api = StubApi([BUSY], initial_delay=8.0)
 
     failed(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(5.0)), api)
-    assert api.made == 1
+    assert api.request_count == 1
 
 
 def test_waiting_for_a_permit_does_not_count_if_the_call_waits_out_outages() -> None:
@@ -251,30 +253,30 @@ def test_waiting_for_a_permit_does_not_count_if_the_call_waits_out_outages() -> 
             future.set_result(permit)
             return future
 
-    api = StubApi([BUSY, BUSY, DONE], patient=True, pacer=HourlyPacer)
+    api = StubApi([BUSY, BUSY, DONE], waits_out_outages=True, pacer=HourlyPacer)
 
     assert play(RetryPolicy(deadline=10.0, wait=tenacity.wait_fixed(2.0)), api) == DONE
 
 
 def test_infinite_deadline_limits_nothing() -> None:
-    api = StubApi([BUSY], takes=1e6)
+    api = StubApi([BUSY], latency=1e6)
 
     failed(RetryPolicy(deadline=math.inf, wait=tenacity.wait_fixed(1e6)), api)
-    assert api.made == 4
+    assert api.request_count == 4
 
 
 @given(
     deadline=st.floats(0.001, 500.0),
-    takes=st.floats(0.0, 100.0),
-    late=st.floats(0.0, 100.0),
+    latency=st.floats(0.0, 100.0),
+    initial_delay=st.floats(0.0, 100.0),
     waits=st.lists(st.floats(0.0, 200.0), min_size=1, max_size=8),
     retry_afters=st.lists(st.none() | st.floats(0.0, 200.0), min_size=1, max_size=8),
     stop=st.sampled_from([None, tenacity.stop_never, tenacity.stop_after_attempt(7)]),
 )
 def test_no_wait_ends_after_the_deadline(
     deadline: float,
-    takes: float,
-    late: float,
+    latency: float,
+    initial_delay: float,
     waits: list[float],
     retry_afters: list[float | None],
     stop: Callable[[tenacity.RetryCallState], bool] | None,
@@ -284,15 +286,16 @@ def test_no_wait_ends_after_the_deadline(
     policy = RetryPolicy(attempts=20, deadline=deadline, wait=chain, stop=stop)
     api = StubApi(
         [answer(503, "errors/service_unavailable", retry_after) for retry_after in retry_afters],
-        takes,
-        late=late,
+        latency,
+        initial_delay=initial_delay,
     )
     failed(policy, api)
 
-    for ended, nap in zip(api.ends, api.naps, strict=False):
-        assert ended + nap - START <= deadline
-    assert len(api.naps) == max(0, api.made - 1)  # no attempt is requests if `late` exceeds the deadline
-    assert all(nap <= LONGEST_RETRY_AFTER or nap in waits for nap in api.naps)
+    for ended, backoff in zip(api.ended_at, api.backoffs, strict=False):
+        assert ended + backoff - START <= deadline
+    # No attempt is made if `initial_delay` exceeds the deadline.
+    assert len(api.backoffs) == max(0, api.request_count - 1)
+    assert all(backoff <= LONGEST_RETRY_AFTER or backoff in waits for backoff in api.backoffs)
 
 
 # --- Retry-After ---------------------------------------------------------------------------------
@@ -314,14 +317,14 @@ def test_wait_is_never_shorter_than_the_retry_after(
     api = StubApi([answer(503, "errors/service_unavailable", retry_after), DONE])
 
     assert play(RetryPolicy(wait=tenacity.wait_fixed(wait)), api) == DONE
-    assert api.naps == [slept]
+    assert api.backoffs == [slept]
 
 
 def test_retry_after_applies_only_to_the_next_wait() -> None:
     api = StubApi([answer(429, "", 30.0), answer(429, "", 1.0), answer(429), DONE])
 
     assert play(RetryPolicy(wait=NO_WAIT), api) == DONE
-    assert api.naps == [30.0, 1.0, 0.0]
+    assert api.backoffs == [30.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("retry_after", [119.9, 120.0])
@@ -329,7 +332,7 @@ def test_call_waits_for_a_retry_after_of_up_to_two_minutes(retry_after: float) -
     api = StubApi([answer(503, "errors/service_unavailable", retry_after), DONE])
 
     assert play(RetryPolicy(deadline=math.inf, wait=NO_WAIT), api) == DONE
-    assert api.naps == [retry_after]
+    assert api.backoffs == [retry_after]
 
 
 @pytest.mark.parametrize("retry_after", [120.1, 1e9, math.inf])
@@ -338,7 +341,7 @@ def test_call_fails_at_once_if_the_retry_after_is_over_two_minutes(retry_after: 
     api = StubApi([answer(503, "errors/service_unavailable", retry_after), DONE])
 
     assert failed(RetryPolicy(deadline=math.inf, wait=NO_WAIT), api).retry_after == retry_after
-    assert api.made == 1
+    assert api.request_count == 1
     assert LONGEST_RETRY_AFTER == 120.0
 
 
@@ -346,7 +349,7 @@ def test_call_fails_at_once_if_the_retry_after_exceeds_the_deadline() -> None:
     api = StubApi([answer(503, "errors/service_unavailable", 11.0)])
 
     assert failed(RetryPolicy(deadline=10.0), api).retry_after == 11.0
-    assert (api.made, api.naps) == (1, [])
+    assert (api.request_count, api.backoffs) == (1, [])
 
 
 @pytest.mark.parametrize("waits_out_outages", [True, False], ids=["rotation", "single call"])
@@ -355,16 +358,16 @@ def test_only_a_call_that_waits_out_outages_waits_for_a_retry_after_beyond_its_d
 ) -> None:
     api = StubApi(
         [answer(503, "errors/service_unavailable", retry_after=60.0), DONE],
-        patient=waits_out_outages,
+        waits_out_outages=waits_out_outages,
     )
     policy = RetryPolicy(deadline=10.0, wait=NO_WAIT)
 
     if waits_out_outages:
         assert play(policy, api) == DONE
-        assert api.naps == [60.0]
+        assert api.backoffs == [60.0]
     else:
         failed(policy, api)
-        assert api.naps == []
+        assert api.backoffs == []
 
 
 def test_fatal_error_with_a_retry_after_is_not_retried() -> None:
@@ -372,7 +375,7 @@ def test_fatal_error_with_a_retry_after_is_not_retried() -> None:
     api = StubApi([answer(400, "errors/invalid_parameters", 1.0)])
 
     failed(RetryPolicy(), api)
-    assert api.made == 1
+    assert api.request_count == 1
 
 
 # --- Wait and stop strategies --------------------------------------------------------------------
@@ -397,10 +400,10 @@ def test_fatal_error_with_a_retry_after_is_not_retried() -> None:
     ],
 )
 def test_wait_strategy_replaces_the_jitter(wait: Any, slept: list[float]) -> None:
-    api = StubApi([BUSY], takes=1.0)
+    api = StubApi([BUSY], latency=1.0)
 
     failed(RetryPolicy(wait=wait), api)
-    assert api.naps == pytest.approx(slept)
+    assert api.backoffs == pytest.approx(slept)
 
 
 def test_wait_strategy_can_depend_on_the_error() -> None:
@@ -411,7 +414,7 @@ def test_wait_strategy_can_depend_on_the_error() -> None:
     api = StubApi([answer(502, "errors/proxy_error"), BUSY, DONE])
 
     assert play(RetryPolicy(wait=wait), api) == DONE
-    assert api.naps == [5.0, 1.0]
+    assert api.backoffs == [5.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -431,7 +434,7 @@ def test_stop_strategy_replaces_attempts_but_not_the_deadline(stop: Any, request
     api = StubApi([BUSY])
 
     failed(RetryPolicy(attempts=1, stop=stop, wait=tenacity.wait_fixed(10)), api)
-    assert api.made == requests
+    assert api.request_count == requests
 
 
 def test_wait_strategy_may_be_a_coroutine_function() -> None:
@@ -441,7 +444,7 @@ def test_wait_strategy_may_be_a_coroutine_function() -> None:
     api = StubApi([BUSY])
 
     failed(RetryPolicy(wait=wait), api)
-    assert api.naps == [2.0, 4.0, 6.0]
+    assert api.backoffs == [2.0, 4.0, 6.0]
 
 
 @pytest.mark.parametrize(
@@ -465,7 +468,7 @@ def test_stop_strategy_may_be_a_coroutine_function(
     policy = RetryPolicy(stop=stop, wait=tenacity.wait_fixed(wait), deadline=10.0)
 
     failed(policy, api)
-    assert api.made == requests
+    assert api.request_count == requests
 
 
 # --- Jitter --------------------------------------------------------------------------------------
@@ -476,8 +479,8 @@ def test_number_of_attempts_may_be_very_high() -> None:
     api = StubApi([BUSY])
 
     failed(RetryPolicy(attempts=1100, deadline=math.inf), api, errors.ServiceUnavailableError)
-    assert api.made == 1100
-    assert 19.0 < max(api.naps) <= 20.0
+    assert api.request_count == 1100
+    assert 19.0 < max(api.backoffs) <= 20.0
 
 
 @given(first_wait=st.floats(0.001, 100.0), max_wait=st.floats(0.001, 100.0), attempts=st.integers(1, 12))
@@ -488,8 +491,8 @@ def test_each_wait_is_within_the_documented_formula(
     policy = RetryPolicy(attempts=attempts, deadline=math.inf, first_wait=first_wait, max_wait=max_wait)
 
     failed(policy, api)
-    for number, nap in enumerate(api.naps, 1):
-        assert 0.0 <= nap <= min(max_wait, first_wait * 2 ** (number - 1))
+    for number, backoff in enumerate(api.backoffs, 1):
+        assert 0.0 <= backoff <= min(max_wait, first_wait * 2 ** (number - 1))
 
 
 def test_jitter_uses_the_whole_range_of_each_wait() -> None:
@@ -498,9 +501,9 @@ def test_jitter_uses_the_whole_range_of_each_wait() -> None:
         failed(RetryPolicy(first_wait=1.0, max_wait=3.0), api)
 
     for number, longest in enumerate([1.0, 2.0, 3.0]):
-        naps = [api.naps[number] for api in apis]
-        assert 0.9 * longest < max(naps) <= longest
-        assert 0.0 <= min(naps) < 0.1 * longest
+        backoffs = [api.backoffs[number] for api in apis]
+        assert 0.9 * longest < max(backoffs) <= longest
+        assert 0.0 <= min(backoffs) < 0.1 * longest
 
 
 # --- Efficiency and reference cycles -------------------------------------------------------------
@@ -543,7 +546,7 @@ def test_call_leaves_no_reference_cycle(answers: list[Any], ends_in: type[BaseEx
 
     async def count_uncollected() -> int:
         api = StubApi(answers)
-        policy = RetryPolicy(wait=NO_WAIT, sleep=api.nap)
+        policy = RetryPolicy(wait=NO_WAIT, sleep=api.back_off)
         with no_collector():
             try:
                 await api.call(policy)
@@ -562,12 +565,12 @@ def test_call_leaves_no_reference_cycle(answers: list[Any], ends_in: type[BaseEx
 def test_call_cancelled_during_a_backoff_leaves_no_reference_cycle() -> None:
     @define(eq=False)
     class EndlessNap(StubApi):
-        async def nap(self, seconds: float) -> None:
+        async def back_off(self, seconds: float) -> None:
             await asyncio.get_running_loop().create_future()
 
     async def count_uncollected() -> int:
         api = EndlessNap([BUSY])
-        policy = RetryPolicy(sleep=api.nap)
+        policy = RetryPolicy(sleep=api.back_off)
         with no_collector():
             task = asyncio.create_task(api.call(policy))
             await asyncio.sleep(0)
@@ -667,7 +670,7 @@ def test_evolved_policy_uses_its_own_settings() -> None:
     policy = evolve(RetryPolicy(), attempts=2, also_on=(errors.NoChannelError,), wait=tenacity.wait_fixed(9))
 
     failed(policy, api)
-    assert api.naps == [9.0]
+    assert api.backoffs == [9.0]
 
 
 @pytest.mark.parametrize(

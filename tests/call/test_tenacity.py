@@ -76,7 +76,7 @@ def test_retry_strategy_overrides_retryable(retry: Any) -> None:
     api = StubApi([busy, busy, DEAD_PROXY, DONE])
 
     failed(RetryPolicy(retry=retry, wait=NO_WAIT), api, errors.ProxyError)
-    assert api.made == 3
+    assert api.request_count == 3
 
 
 def test_retry_strategy_may_retry_a_fatal_error() -> None:
@@ -90,7 +90,7 @@ def test_never_on_overrides_the_retry_strategy(retry: Any) -> None:
     api = StubApi([DEAD_PROXY])
 
     failed(RetryPolicy(retry=retry, never_on=(errors.ProxyError,)), api)
-    assert api.made == 1
+    assert api.request_count == 1
 
 
 @pytest.mark.parametrize("retry", [tenacity.retry_never, lambda _error: False], ids=["strategy", "predicate"])
@@ -132,7 +132,7 @@ def test_wait_chain_gives_the_waits() -> None:
     chain = tenacity.wait_chain(*[tenacity.wait_fixed(1)] * 2, tenacity.wait_fixed(5))
 
     failed(RetryPolicy(attempts=5, wait=chain), api)
-    assert api.naps == [1.0, 1.0, 5.0, 5.0]
+    assert api.backoffs == [1.0, 1.0, 5.0, 5.0]
 
 
 @pytest.mark.parametrize(("attempts", "seconds", "requests"), [(3, 100, 3), (9, 25, 4)])
@@ -141,7 +141,7 @@ def test_stop_any_ends_the_call(attempts: int, seconds: int, requests: int) -> N
     stop = tenacity.stop_any(tenacity.stop_after_attempt(attempts), tenacity.stop_after_delay(seconds))
 
     failed(RetryPolicy(stop=stop, wait=tenacity.wait_fixed(10)), api)
-    assert api.made == requests
+    assert api.request_count == requests
 
 
 # --- Callbacks ---
@@ -166,7 +166,7 @@ def test_before_sleep_log_has_the_wait_and_the_error(caplog: pytest.LogCaptureFi
 
 
 def test_after_log_is_called_after_each_attempt_that_is_retried(caplog: pytest.LogCaptureFixture) -> None:
-    api = StubApi([BUSY, BUSY, NOT_FOUND], takes=1.0)
+    api = StubApi([BUSY, BUSY, NOT_FOUND], latency=1.0)
     policy = RetryPolicy(wait=tenacity.wait_fixed(2), after=tenacity.after_log(LOG, logging.WARNING))
 
     failed(policy, api, errors.NotFoundError)
@@ -220,7 +220,7 @@ def test_callback_gets_the_arguments_the_error_and_the_times_of_the_call() -> No
         states.append((type(error), state.next_action.sleep, state.idle_for, state.seconds_since_start))
         assert state.args == ("acc_1", PROXY)
 
-    api = StubApi([BUSY, DEAD_PROXY, DONE], takes=1.0)
+    api = StubApi([BUSY, DEAD_PROXY, DONE], latency=1.0)
     play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=record), api)
     assert states == [(errors.ServiceUnavailableError, 2.0, 2.0, 1.0), (errors.ProxyError, 2.0, 4.0, 4.0)]
 
@@ -232,7 +232,7 @@ def test_exception_of_a_callback_ends_the_call() -> None:
     api = StubApi([BUSY])
     with pytest.raises(KeyError, match="bug"):
         play(RetryPolicy(before_sleep=broken), api)
-    assert api.made == 1
+    assert api.request_count == 1
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1.0])
@@ -244,7 +244,7 @@ def test_wait_strategy_must_not_return_nan_or_a_negative_number(seconds: float) 
         ValueError, match=f"wait strategy must return a number of seconds from 0, got {seconds}"
     ):
         play(RetryPolicy(wait=lambda _state: seconds), api)
-    assert (api.made, api.naps) == (1, [])
+    assert (api.request_count, api.backoffs) == (1, [])
 
 
 def test_callback_finds_the_statistics_of_its_call() -> None:
@@ -253,7 +253,7 @@ def test_callback_finds_the_statistics_of_its_call() -> None:
     def record(state: RetryCallState) -> None:
         recorded.append(dict(state.retry_object.statistics))
 
-    api = StubApi([BUSY, BUSY, DONE], takes=1.0)
+    api = StubApi([BUSY, BUSY, DONE], latency=1.0)
     play(RetryPolicy(wait=tenacity.wait_fixed(2), before_sleep=record), api)
 
     start_times = [statistics.pop("start_time") for statistics in recorded]
@@ -271,7 +271,7 @@ def test_strategies_of_an_async_retrying_can_be_used_in_a_policy() -> None:
     api = StubApi([NOT_FOUND])
 
     failed(RetryPolicy(retry=retrying.retry, wait=retrying.wait, stop=retrying.stop), api)
-    assert (api.made, api.naps) == (3, [3.0, 3.0])
+    assert (api.request_count, api.backoffs) == (3, [3.0, 3.0])
 
 
 def test_retry_object_of_a_call_can_be_copied() -> None:

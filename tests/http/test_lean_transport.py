@@ -12,7 +12,7 @@ import trustme
 from aiohttp.client_proto import ResponseHandler
 
 from postpress_async import ManagedProxy, Pace, PostPressSession, RetryPolicy, errors
-from postpress_async._http import lean_transport
+from postpress_async._http import lean_transport, responses
 from postpress_async._http.lean_transport import LeanTransport, find_incompatibility
 from postpress_async._http.session_transport import AiohttpTransport
 from postpress_async._settings import read_base_url
@@ -275,7 +275,7 @@ def _request_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _response_has_another_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean_transport, "make_response", lambda status, headers, body: body)
+    monkeypatch.setattr(responses, "make_response", lambda status, headers, body: body)
 
 
 @pytest.mark.parametrize(

@@ -116,12 +116,10 @@ class StubSession:
         self.worker = _current_worker.get()
         if self.worker.address in self.worker.dask.setup_errors:
             raise self.worker.dask.setup_errors[self.worker.address]
-        self._context = SimpleNamespace(pacer=self.worker.pacer)
         self._waits = WaitGroup()
+        tracker = SimpleNamespace(child=lambda: self._waits)
+        self._context = SimpleNamespace(pacer=self.worker.pacer, tracker=tracker)
         self._permits = asyncio.Semaphore(settings["pace"].in_flight)
-
-    def _new_wait_group(self) -> WaitGroup:
-        return self._waits
 
     async def _run_call(
         self, account_id: str, change: ProxyChange, keys: RowKeys, hooks: AccountTask

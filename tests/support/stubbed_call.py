@@ -58,7 +58,7 @@ class UncountedPacer(Pacer):
         return False
 
 
-class PatientHooks:
+class RotationHooks:
     """The hooks of a call of a rotation, which waits for the end of an outage."""
 
     def __init__(self, tracker: CallTracker) -> None:
@@ -79,40 +79,40 @@ class StubApi:
 
     Attributes:
         answers: Results of the requests: `DONE`, or a function that creates an error. The last repeats.
-        takes: Seconds that each request takes.
-        late: Seconds from the start of the call to its first attempt.
-        patient: Whether the call waits for the end of an outage, like a call of a rotation.
-        counted: Whether attempts count against the policy's number of attempts.
+        latency: Seconds that each request takes.
+        initial_delay: Seconds from the start of the call to its first attempt.
+        waits_out_outages: Whether the call waits for the end of an outage, like a call of a rotation.
+        counts_attempts: Whether attempts count against the policy's number of attempts.
         pacer: Class of the pacer, unless attempts do not count.
         change: The change of the call.
         keys: The idempotency keys of the call.
-        made: Number of requests so far.
-        naps: Seconds of each backoff so far.
-        ends: Times at which the requests ended.
+        request_count: Number of requests so far.
+        backoffs: Seconds of each backoff so far.
+        ended_at: Times at which the requests ended.
         context: What the call depends on.
     """
 
     answers: list[Any]
-    takes: float = 0.0
-    late: float = 0.0
-    patient: bool = False
-    counted: bool = True
+    latency: float = 0.0
+    initial_delay: float = 0.0
+    waits_out_outages: bool = False
+    counts_attempts: bool = True
     pacer: type[Pacer] = Pacer
     change: ProxyChange = PROXY
     keys: Keys = field(factory=FreshKeys)
-    made: int = 0
-    naps: list[float] = field(factory=list)
-    ends: list[float] = field(factory=list)
+    request_count: int = 0
+    backoffs: list[float] = field(factory=list)
+    ended_at: list[float] = field(factory=list)
     context: CallContext = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.context = context_of(self, self.pacer if self.counted else UncountedPacer)
+        self.context = context_of(self, self.pacer if self.counts_attempts else UncountedPacer)
 
     async def send(self, request: Request, _key: str | None, _timeout: float) -> Response:
-        reply = self.answers[min(self.made, len(self.answers) - 1)]
-        self.made += 1
-        advance(self.takes)
-        self.ends.append(asyncio.get_running_loop().time())
+        reply = self.answers[min(self.request_count, len(self.answers) - 1)]
+        self.request_count += 1
+        advance(self.latency)
+        self.ended_at.append(asyncio.get_running_loop().time())
         if reply is DONE:
             return Response(
                 200, b'{"object":"AccountPatched","account_id":"%s"}' % request.account_id.encode()
@@ -121,16 +121,16 @@ class StubApi:
 
     async def aclose(self) -> None: ...
 
-    async def nap(self, seconds: float) -> None:
-        self.naps.append(seconds)
+    async def back_off(self, seconds: float) -> None:
+        self.backoffs.append(seconds)
         advance(seconds)
 
     async def call(self, policy: RetryPolicy) -> AccountPatched:
         """Make a call to this API."""
         with self.context.tracker:
-            hooks = PatientHooks(self.context.tracker) if self.patient else None
+            hooks = RotationHooks(self.context.tracker) if self.waits_out_outages else None
             call = UpdateCall(self.context, "acc_1", self.change, self.keys, policy, hooks)
-            advance(self.late)
+            advance(self.initial_delay)
             return await call.run()
 
 
@@ -148,9 +148,9 @@ def context_of(transport: Any, pacer: type[Pacer] = Pacer) -> CallContext:
 
 
 def play(policy: RetryPolicy, api: StubApi) -> AccountPatched:
-    """Return the result of one call with *policy*. `StubApi.nap` replaces the backoffs."""
+    """Return the result of one call with *policy*. `StubApi.back_off` replaces asyncio's sleep."""
     with asyncio.Runner(loop_factory=ManualLoop) as runner:
-        return runner.run(api.call(evolve(policy, sleep=api.nap)))
+        return runner.run(api.call(evolve(policy, sleep=api.back_off)))
 
 
 def failed(policy: RetryPolicy, api: StubApi, kind: type[PostPressError] = PostPressError) -> Any:
