@@ -84,10 +84,10 @@ def export(
     """
     if on and not assignments:
         raise click.UsageError("--on requires --assignments")
-    if assignments and (states or run is not None or kind == "parquet"):
-        raise click.UsageError("--assignments cannot be combined with --state, --run or --format parquet")
     to_file = output not in {None, "-"}
     kind = kind or _format_of(output if to_file and output else "")
+    if assignments and (states or run is not None or kind == "parquet"):
+        raise click.UsageError("--assignments cannot be combined with --state, --run or the format parquet")
     if kind == "parquet" and not to_file:
         raise click.UsageError("--format parquet requires -o FILE")
     with JournalReader(journal, run=run) as view, open_output(output) as file:

@@ -1,11 +1,11 @@
 """The columns and tags that a pool needs in each row that gets its proxy from the pool."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias, Union
 
 from attrs import frozen
 
-from postpress_async._fields import printable
 from postpress_async.models import FieldError
 from postpress_async.rotation._column_names import TAG, Tag, as_tag
 
@@ -16,6 +16,7 @@ Pooled: TypeAlias = Union[bool, "PoolNeeds", "ProxyPool", Mapping[str, "ProxyPoo
 """A pool, or several pools by tag, or their needs; True for one pool without templates, False for no pool."""
 
 _MAX_TAGS_SHOWN: Final = 10  # in a message
+_TAG: Final = re.compile(r"[\w .-]{1,40}")
 _MAX_FIELD_LENGTH: Final = 256  # characters of a field that a template contains
 
 
@@ -50,8 +51,9 @@ class PoolNeeds:
             if not tag:
                 raise FieldError(self.by, f"{self.by} missing", f"it must name a pool, such as {tags}")
             if tag not in self.columns:
-                advice = f"add a pool for it, or correct it; the pools are {tags}"
-                raise FieldError(self.by, f"no pool for {printable(tag[:40])}", advice)
+                # A proxy in the place of a tag may contain a password, so show only what looks like a tag.
+                shown = tag if _TAG.fullmatch(tag) else "this tag"
+                raise FieldError(self.by, f"no pool for {shown}", f"add such a pool, or name one of {tags}")
         fact = "a template of the pool contains it"
         for name in self.columns[tag]:
             if not (field := fields.get(name)):

@@ -17,12 +17,12 @@ from postpress_async.models import CustomProxy, FieldError, ManagedProxy, ProxyC
 from postpress_async.rotation._column_names import Tag
 from postpress_async.rotation._pool_needs import Pooled, PoolNeeds
 
-# An account and its change. If the rotation has a pool, the change may be None or left out. With several
-# pools, the tag of the account's pool may replace the change.
+# An account and its change. If the rotation has one pool, the change may be None or left out. If it has
+# several pools by tag, the tag of the account's pool may take the place of the change.
 Change: TypeAlias = tuple[str, ProxyChangeLike | str | None] | str
 
 
-@frozen(slots=False)  # for speed, like `Outcome`
+@frozen(slots=False)  # attrs creates a frozen instance with slots in twice the time
 class Row:
     """
     A valid account and its valid change.
@@ -34,7 +34,7 @@ class Row:
         account_id: The account.
         change: The change; None if the rotation's pool provides the proxy.
         tag: The tag of the account's pool; None if there is only one pool, or no pool provides the proxy.
-        fields: The row's values for the templates of the account's pool, by column.
+        fields: The row's values for the templates of the account's pool, and its tag, by column.
     """
 
     ordinal: int
@@ -51,7 +51,7 @@ class Refusal:
     An invalid row, which is not sent.
 
     It can be shown without revealing a password: the only texts that it takes from the row are a valid
-    account id, a country, the tag of a pool, or the name of an unknown field.
+    account id, a country, a word that looks like the tag of a pool, or the name of an unknown field.
 
     Attributes:
         ordinal: See `Row`.
@@ -84,7 +84,11 @@ def refusal_of(error: FieldError, ordinal: int, line: int | None, account_id: st
 
 
 def uses_pool(rows: Iterable[Row | Refusal]) -> bool:
-    """Whether any of *rows* needs a proxy from the pool. Also True if no row is valid."""
+    """
+    Whether any of *rows* needs a proxy from the pool.
+
+    Also True if no row is valid: then the rows are at fault, and not a needless pool.
+    """
     has_valid_row = False
     for row in rows:
         if isinstance(row, Row):
@@ -100,7 +104,7 @@ def rows_of(changes: Iterable[Change], *, pooled: Pooled = False) -> Iterator[Ro
 
     *changes* is read lazily, and its errors pass through. An account that occurs twice gives two rows. With a
     pool, an account id without a change, or with the change None, gets its proxy from the pool. With several
-    pools, the account id must be paired with a tag.
+    pools, it must be paired with a tag, or have a change.
     """
     needs = PoolNeeds.of(pooled)
     for ordinal, pair in enumerate(changes):
@@ -135,7 +139,7 @@ def check_changes(pairs: Iterable[Change], *, pooled: Pooled) -> None:
 def distinct_rows(
     changes: Mapping[str, ProxyChangeLike | str | None] | Iterable[Change], *, pooled: Pooled
 ) -> list[Row]:
-    """Return one row per account. Raises `ValueError` if a row is invalid, or an account has two changes."""
+    """Return one row per account. Raises `ValueError` if one is invalid, or has different changes."""
     if not isinstance(changes, Iterable):
         kind = type(changes).__name__
         raise ValueError(f"changes must be a mapping or an iterable of pairs, got {kind}: use rotate for it")
@@ -177,7 +181,8 @@ def _row_of(ordinal: int, pair: object, needs: PoolNeeds | None) -> Row | Refusa
         pair = pair, None
     # Unpacking alone would accept a text of two characters, such as "US".
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        advice = f"give (account_id, change), not {type(pair).__name__}"
+        what = f"{len(pair)} values" if isinstance(pair, (tuple, list)) else type(pair).__name__
+        advice = f"give (account_id, change), not {what}"
         return Refusal(ordinal, None, None, None, "row not a pair", advice)
     account_id, change = pair
     valid_id = None

@@ -219,8 +219,8 @@ def test_rows_whose_tag_has_no_pool_are_reported_in_one_line(folder, arguments) 
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "fleet.csv: 2,999 lines (3, 4, 5, 6, 7 and 2,994 more), pool: no pool for DE: add a pool for it, or "
-        "correct it; the pools are US\n"
+        "fleet.csv: 2,999 lines (3, 4, 5, 6, 7 and 2,994 more), pool: no pool for DE: add such a pool, or "
+        "name one of US\n"
         "nothing was sent: correct them, or use --skip-bad to send only the valid ones: "
         "1 account and 1 proxy\n"
     )
@@ -555,6 +555,8 @@ def test_export_reads_the_variables_that_are_named_after_its_options(folder) -> 
 
 def test_sandbox_command_does_not_read_the_variables_of_rotate(folder) -> None:
     """For the command sandbox, --rate is the rate above which it responds with 429."""
-    done = run("sandbox", "--help", env={"POSTPRESS_RATE": "nonsense"})
+    variables = {"POSTPRESS_RATE": "nonsense", "POSTPRESS_SANDBOX_RATE": "pigeon"}
+    done = run("sandbox", env=variables)
 
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2
+    assert "Invalid value for '--rate' (env var: 'POSTPRESS_SANDBOX_RATE'): 'pigeon'" in done.stderr

@@ -73,6 +73,14 @@ async def test_export_lists_the_accounts_on_a_subnet(first_run, sandbox) -> None
     assert accounts == [f'"acc_00000{number}"' for number in (0, 1, 2, 5, 6, 7)]
 
 
+@pytest.mark.parametrize("options", [("-o", "a.parquet"), ("--format", "parquet", "-o", "a")], ids=str)
+async def test_assignments_cannot_be_exported_as_parquet(first_run, sandbox, options) -> None:
+    done = await arun(sandbox, "export", JOURNAL, "--assignments", *options)
+
+    assert done.returncode == 2
+    assert "--assignments cannot be combined with" in done.stderr
+
+
 async def test_export_with_on_requires_assignments(first_run, sandbox) -> None:
     done = await arun(sandbox, "export", JOURNAL, "--on", "10.1.1.0/30")
 

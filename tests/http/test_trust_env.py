@@ -36,7 +36,8 @@ async def test_proxy_of_the_environment_is_used_only_with_trust_env(
     async with await loop.create_server(lambda: HttpProxy(request_lines), "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
-        monkeypatch.delenv("no_proxy", raising=False)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
         base_url = f"http://localhost:{unused_tcp_port}/v1"  # nothing listens there
         async with PostPressSession("pp_key", base_url=base_url, trust_env=trust_env) as session:
             results = await session.update_many({"acc_1": US}, deadline=0.5)

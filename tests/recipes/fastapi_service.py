@@ -5,6 +5,7 @@ All requests share one session, with its connections, its concurrency limit and 
 """
 
 import logging
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, TypedDict
@@ -40,7 +41,8 @@ class State(TypedDict):
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-    # At shutdown, uvicorn first waits for open requests. Calls that are still running get five more seconds.
+    # At shutdown, uvicorn waits for open requests, at most for its --timeout-graceful-shutdown. Calls that
+    # are still running then get five more seconds.
     async with PostPressSession(retry=POLICY) as session:
         yield {"postpress": session}
 
@@ -90,5 +92,5 @@ async def failed_call(_request: Request, error: PostPressError) -> JSONResponse:
     body["applied"] = error.applied.value  # if "unknown", the client should retry or check the account
     headers = {}
     if status == 503:
-        headers["Retry-After"] = str(round(error.retry_after or 5))
+        headers["Retry-After"] = str(math.ceil(error.retry_after or 5))
     return JSONResponse(body, status, headers)

@@ -369,9 +369,10 @@ class CountingServer:
         if proxy is not None and f"{proxy['host']}:{proxy['port']}" in self.traits.dead_proxies:
             return self._error("errors/proxy_error", 502, after_key_lookup=True)
         if self.draw(conditions.erring):
-            type_, status = self._random.choice([*REFUSING_TYPES.items(), *UNKNOWN_TYPES.items()])
-            if type_ != "errors/proxy_error":  # this proxy works
-                return self._error(type_, status, after_key_lookup=True)
+            errors = REFUSING_TYPES | UNKNOWN_TYPES
+            del errors["errors/proxy_error"]  # this proxy works
+            type_, status = self._random.choice([*errors.items()])
+            return self._error(type_, status, after_key_lookup=True)
         request.applied_at = asyncio.get_running_loop().time()
         if request.is_managed:
             self.handed_out[request.account_id] += 1

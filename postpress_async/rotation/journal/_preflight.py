@@ -38,7 +38,7 @@ class Progress:
 
     done: int = 0  # number of accounts that the run would not send
     check: InputCheck | None = None  # comparison with earlier runs; None without earlier runs
-    ordinals: bytes = b""  # one byte per ordinal: 1 if its account is done; empty if the input was edited
+    ordinals: bytes = b""  # one byte per ordinal: 1 if its account is done; empty if that is not known
     accounts: Mapping[str, int] = Factory(dict)  # number of done accounts, by the label of their proxy
     quarantines: Mapping[str, tuple[float, float | None]] = Factory(dict)  # see `Journal.quarantines`
 
@@ -74,13 +74,16 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
                 "AND state IN ('patched', 'unknown') GROUP BY assignment"
             )
             if request.on_unknown == "report":
-                # Rows without an outcome that a dead run may have sent are not sent either.
+                # Also done are the rows without an outcome that a dead run may have sent.
                 run = read_run(connection)
-                died = run["state"] == "running"
+                died = "under way" in run or "reached" not in run
                 in_doubt = may_have_sent(connection.execute, run, died=died)
-                count += int(min(in_doubt, len(ordinals) - count))
+                count += int(min(in_doubt, max(0, len(ordinals) - count)))
                 watermark = int(min(sent_below(run, died=died), len(ordinals)))
                 ordinals[:watermark] = b"\1" * watermark
+                sql = f"SELECT ordinal FROM latest WHERE ({done} AND {comparison.of_input}) IS NOT TRUE"
+                for (ordinal,) in connection.execute(f"{sql} AND ordinal BETWEEN 0 AND ?", (watermark - 1,)):
+                    ordinals[ordinal] = 0
             if comparison.difference is not None:
                 ordinals.clear()
             return Progress(count, comparison, bytes(ordinals), dict(accounts), quarantines)
@@ -96,8 +99,8 @@ def _quarantines(
     recorded = read_run(connection).get("pool")
     # A run with a changed pool probes quarantined proxies at once.
     is_same_pool = comparison.facts.get("pool", recorded) == recorded
-    probe_at = "probe_at" if is_same_pool else "quarantined_at"
-    sql = f"SELECT label, quarantined_at, {probe_at} FROM proxies WHERE quarantined_at NOT NULL"
+    probe_column = "probe_at" if is_same_pool else "quarantined_at"
+    sql = f"SELECT label, quarantined_at, {probe_column} FROM proxies WHERE quarantined_at NOT NULL"
     return {label: (began, probe_at) for label, began, probe_at in connection.execute(sql)}
 
 

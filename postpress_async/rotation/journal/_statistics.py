@@ -235,8 +235,10 @@ def advice(journal: str, statistics: Statistics, *, seen: bool = False) -> str:
             f"look at the accounts whose outcome is unknown (`postpress-async export {name} --state unknown` "
             f"lists them); to send them, {again} without {option}"
         )
-    if states[State.UNKNOWN] or states[State.SKIPPED] > statistics.refused:
-        unfinished = " and ".join(state for state in (State.UNKNOWN, State.SKIPPED) if states[state])
+    skipped = states[State.SKIPPED] - statistics.refused
+    if states[State.UNKNOWN] or skipped:
+        counts = {State.UNKNOWN: states[State.UNKNOWN], State.SKIPPED: skipped}
+        unfinished = " and ".join(state for state, count in counts.items() if count)
         exceptions = _except_expired(name, statistics.expired)
         return f"{again}: it sends the accounts that are {unfinished}{exceptions}"
     if states[State.FAILED]:

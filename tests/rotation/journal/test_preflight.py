@@ -13,9 +13,14 @@ from pathlib import Path
 import pytest
 
 from postpress_async import _cli as cli
+from postpress_async.rotation import State
 from postpress_async.rotation.journal._database import LOG_NEEDED
 from postpress_async.rotation.journal._file import JournalFile
+from postpress_async.rotation.journal._input_check import RunRequest
+from postpress_async.rotation.journal._preflight import read_progress
+from tests.support import journals
 from tests.support.command_line import JOURNAL, SANDBOX_KEY
+from tests.support.journals import outcome
 
 SANDBOX = ["--sandbox"]
 
@@ -280,3 +285,32 @@ def test_dry_run_does_not_show_a_quarantined_proxy_until_the_list_is_edited(fold
 def hosts(output: str) -> list[str]:
     """The proxy hosts in the requests that a dry run shows."""
     return re.findall('"host": "([^"]+)"', output)
+
+
+# --- The accounts that a run would not send ---
+
+
+def test_row_in_doubt_is_done_unless_it_has_an_outcome_that_is_sent_again(tmp_path) -> None:
+    """With on_unknown="report". A dead run may have sent rows 0 to 2."""
+    path = journals.write(tmp_path / "j", [outcome(0), outcome(1, State.SKIPPED)], total=5)
+    journals.execute_sql(path, "INSERT INTO run VALUES ('doubtful', 3)")
+
+    progress = read_progress(path, RunRequest(total=5, on_unknown="report"))
+
+    assert progress.done == 2
+    assert progress.ordinals == bytes([1, 0, 1, 0, 0])
+
+
+def test_rows_in_doubt_of_an_input_of_unknown_length_do_not_reduce_the_count(tmp_path) -> None:
+    path = journals.write(tmp_path / "j", [outcome(0), outcome(1)], total=5)
+    journals.execute_sql(path, "INSERT INTO run VALUES ('doubtful', 5)")
+
+    assert read_progress(path, RunRequest(on_unknown="report")).done == 2
+
+
+def test_run_that_was_killed_before_it_could_send_leaves_no_row_in_doubt(tmp_path) -> None:
+    path = journals.write(tmp_path / "j", [outcome(0)], total=5)
+    journals.execute_sql(path, "UPDATE runs SET state = 'running'")
+    journals.execute_sql(path, "INSERT OR REPLACE INTO run VALUES ('reached', 64)")
+
+    assert read_progress(path, RunRequest(total=5, on_unknown="report")).done == 1

@@ -166,9 +166,17 @@ def test_rows_whose_tag_has_no_pool_are_reported_together_before_anything_is_sen
 
     assert str(caught.value) == (
         "fleet.csv: 3,000 lines (7, 8, 9, 10, 11 and 2,995 more), country: no pool for FR: "
-        "add a pool for it, or correct it; the pools are DE, US; "
+        "add such a pool, or name one of DE, US; "
         "2 lines (3007, 3008), country: country missing: it must name a pool, such as DE, US"
     )
+
+
+def test_proxy_in_the_place_of_a_tag_is_not_shown(session) -> None:
+    """It may contain a password."""
+    with pytest.raises(ValueError, match="no pool for this tag: ") as caught:
+        session.rotate({"acc_1": "http://user:hunter2@proxy.example:80"}, pool=pools("US"))
+
+    assert "hunter2" not in str(caught.value).lower()
 
 
 def test_pairs_whose_tag_has_no_pool_are_reported_together(session) -> None:
