@@ -142,8 +142,8 @@ def _changes(job: Job, progress: Progress) -> Iterator[tuple[str, ProxyChange | 
     outside = {} if job.selection is None else job.selection.outside
     allocators = {tag: ProxyAllocator(pool) for tag, pool in job.pools.items()}
     for allocator in allocators.values():
-        allocator.resume(Counter(progress.accounts) + Counter(outside), progress.quarantines)
-    for row in _rows(job, progress.ordinals):
+        allocator.resume(Counter(progress.done_by_proxy) + Counter(outside), progress.quarantines)
+    for row in _rows(job, progress.done_by_ordinal):
         change = row.change
         if change is None:
             pooled = allocators[row.tag].give(row.account_id)

@@ -313,7 +313,7 @@ MUTATIONS: dict[str, tuple[Mutation, Sequence, str]] = {
     "failures do not halt": (no_halt, small(evolve(REFUSING, halt=Halt(failures=5))), "halt not reported"),
     "refused key does not halt": (
         no_halt,
-        small(Step(conditions=Conditions(key_fails_after=0))),
+        small(Step(conditions=Conditions(api_key_fails_after=0))),
         "refused key not reported",
     ),
     "proxy is never full": (no_proxy_is_full, small(accounts_per_proxy=1), "proxy over its cap"),

@@ -24,7 +24,7 @@ from tests.support.counting_server import (
     CountingServer,
     CountingTransport,
     Traits,
-    change_of,
+    canonical_json,
 )
 from tests.support.rotations import query
 
@@ -137,7 +137,9 @@ class Runs:
         """Check that no key is sent with two changes, and that no account gets a second managed proxy."""
         changes_by_key: dict[Any, set[Any]] = {}
         for request in self.server.requests:
-            changes_by_key.setdefault(request.key, set()).add((request.account_id, change_of(request.change)))
+            changes_by_key.setdefault(request.key, set()).add(
+                (request.account_id, canonical_json(request.change))
+            )
         assert all(len(changes) == 1 for changes in changes_by_key.values()), changes_by_key
         for requests in self.server.by_account.values():
             keys = {request.key for request in requests if request.is_managed and request.may_be_applied}

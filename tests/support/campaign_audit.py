@@ -19,7 +19,7 @@ from postpress_async.errors import JournalError
 from postpress_async.rotation import Halt, Outcome, RotationSummary, State
 from tests.support.campaign_plan import Account, End, Sequence, Step
 from tests.support.campaign_reading import Reading, Record, read
-from tests.support.counting_server import KEY_TYPE, CountingServer, Request, change_of
+from tests.support.counting_server import API_KEY_TYPE, CountingServer, Request, canonical_json
 
 
 @frozen
@@ -239,7 +239,7 @@ def check_patched(case: Case) -> Iterator[Finding]:
 
 def _is_recorded_change(account: Account, record: Record, request: Request) -> bool:
     if account.body is not None:
-        return change_of(request.change) == change_of(account.body)
+        return canonical_json(request.change) == canonical_json(account.body)
     proxy = request.change.get("proxy", {})
     # The label of a proxy from a list may begin with its line number.
     return (record.proxy or "").split(" ")[-1] == f"{proxy.get('host')}:{proxy.get('port')}"
@@ -303,7 +303,7 @@ def check_keys(case: Case) -> Iterator[Finding]:
         for request in requests:
             if request.key is None:
                 continue
-            change = change_of(request.change)
+            change = canonical_json(request.change)
             if changes.setdefault(request.key, change) != change:
                 yield Finding("one key for two changes", account_id, str(request))
         if case.sequence.idempotency:
@@ -357,10 +357,10 @@ def check_ends(case: Case) -> Iterator[Finding]:
     summary = run.summary
     if summary is None or not run.opened or run.error is not None or run.died:
         return  # a run that died has not recorded its end
-    refused = [r for r in case.server.sent_in(run.number) if r.by_key_check and r.is_received]
+    refused = [r for r in case.server.sent_in(run.number) if r.by_api_key_check and r.is_received]
     tried = [outcome for outcome in run.outcomes if outcome.attempts]
     only_401 = bool(tried) and all(outcome.status == 401 for outcome in tried)
-    is_certain = any(r.type == KEY_TYPE for r in refused)
+    is_certain = any(r.type == API_KEY_TYPE for r in refused)
     # An error type that also exists for accounts is about the key if all accounts get it and the key never
     # worked.
     is_alike = only_401 and len({o.error_type for o in tried}) == 1 and not case.patched_by

@@ -36,7 +36,7 @@ from tests.support.campaign_audit import Case, Finding, RunReport
 from tests.support.campaign_nights import audit, draw_nights, intent_of, is_finished
 from tests.support.campaign_plan import Account, End, Sequence, Step, draw
 from tests.support.command_line import CLOCK_AHEAD
-from tests.support.counting_server import API_KEY, KEY_TYPE, Conditions, CountingServer, Gateway
+from tests.support.counting_server import API_KEY, API_KEY_TYPE, Conditions, CountingServer, Gateway
 
 _LAST_NIGHT: Final[dict[str, Any]] = {
     "conditions": Conditions(),
@@ -101,7 +101,7 @@ def draw_night_commands(seed: int) -> Sequence:
             night = evolve(night, rollback_to=0.0, on=(), every=None, keep=None)
         names = "every keep on rollback_to accounts pool file_format pause".split()
         step = evolve(step, limit=None, **{name: getattr(night, name) for name in names})
-        is_wrong_key = step.conditions.key_fails_after == 0
+        is_wrong_key = step.conditions.api_key_fails_after == 0
         steps.append(
             evolve(
                 step,
@@ -120,9 +120,9 @@ def _step(rng: random.Random, accounts: int) -> Step:
     conditions = Conditions()
     match rng.choice(["healthy", "healthy", "wrong key", "revoked key", "gateway"]):
         case "wrong key":
-            conditions = Conditions(key_fails_after=0)
+            conditions = Conditions(api_key_fails_after=0)
         case "revoked key":
-            conditions = Conditions(key_fails_after=rng.randint(1, accounts))
+            conditions = Conditions(api_key_fails_after=rng.randint(1, accounts))
         case "gateway":
             conditions = Conditions(gateway=Gateway(status=rng.choice([400, 401, 403, 404])))
     return Step(
@@ -207,8 +207,8 @@ class CommandPlayer:
         report = RunReport(len(case.runs) + 1, step)
         case.runs.append(report)
         # For a wrong key, the command gets another one. For a revoked key, the server starts to refuse it.
-        is_wrong = step.conditions.key_fails_after == 0
-        server.begin_run(evolve(step.conditions, key_fails_after=None) if is_wrong else step.conditions)
+        is_wrong = step.conditions.api_key_fails_after == 0
+        server.begin_run(evolve(step.conditions, api_key_fails_after=None) if is_wrong else step.conditions)
         key = "pp_test_a_wrong_key" if is_wrong else API_KEY
         process = await self._start(step, url, key)
         loop = asyncio.get_running_loop()
@@ -306,14 +306,14 @@ class CommandPlayer:
             if code == -signal.SIGTERM:
                 return []  # the signal arrived while the process exited
             report.ended = End.NATURAL
-        refused = [r for r in self.case.server.sent_in(report.number) if r.by_key_check]
+        refused = [r for r in self.case.server.sent_in(report.number) if r.by_api_key_check]
         if report.ended is End.KILL:
             expected = -signal.SIGKILL
         elif report.left_alone:
             expected = exit_codes.ALL_PATCHED
         elif report.ended is End.DISK_FULL:
             expected = exit_codes.HALTED
-        elif any(request.type == KEY_TYPE for request in refused):
+        elif any(request.type == API_KEY_TYPE for request in refused):
             expected = exit_codes.KEY_REFUSED
         elif report.ended is End.STOP:
             expected = exit_codes.INTERRUPTED

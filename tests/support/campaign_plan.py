@@ -16,7 +16,7 @@ from postpress_async import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.rotation import Halt
 from postpress_async.rotation._pool import Assign
 from postpress_async.rotation.journal._recovery import OnFailed, OnUnknown
-from tests.support.counting_server import GENERIC_TYPE, KEY_TYPE, Conditions, Gateway, Traits
+from tests.support.counting_server import AMBIGUOUS_401_TYPE, API_KEY_TYPE, Conditions, Gateway, Traits
 
 COUNTRIES: Final = ("US", "DE", "GB", "JP")
 
@@ -275,12 +275,12 @@ def _conditions(rng: random.Random, ids: list[str]) -> Conditions:
     drawn: dict[str, Any] = {name: rng.uniform(0.01, 0.12) if rng.random() < 0.4 else 0.0 for name in shares}
     conditions = Conditions(**drawn, silent=rng.choice([0.0, 0.3]))
     chance = rng.random()
-    error = KEY_TYPE if rng.random() < 0.6 else GENERIC_TYPE
+    error = API_KEY_TYPE if rng.random() < 0.6 else AMBIGUOUS_401_TYPE
     revoked_at = rng.randint(1, len(ids))
     if chance < 0.12:
-        conditions = evolve(conditions, key_fails_after=0, key_error=error)
+        conditions = evolve(conditions, api_key_fails_after=0, api_key_error=error)
     elif chance < 0.24:
-        conditions = evolve(conditions, key_fails_after=revoked_at, key_error=error)
+        conditions = evolve(conditions, api_key_fails_after=revoked_at, api_key_error=error)
     status = rng.choice([400, 401, 403, 404, 405, 502, 503, 200])
     gateway = Gateway(
         status=status,

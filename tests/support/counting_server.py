@@ -1,9 +1,9 @@
 """
 A model of the API that records each request: its idempotency key, whether it was applied, and the response.
 
-A campaign compares journals with these records. Each request is handled by a task of its own, which continues
-if the client is killed or disconnects, because a request that was sent may still be applied. A seed decides
-the faults.
+A campaign (`campaign.py`) compares journals with these records. Each request is handled by its own task. The
+task continues if the client is killed or disconnects, because a request that was sent may still be applied. A
+seed decides the faults.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from postpress_async.errors import Applied
 API_KEY: Final = "pp_test_key_of_the_campaign"
 PAGE: Final = b"<html><body><h1>A page of a gateway in front of the API</h1></body></html>"
 
-KEY_TYPE: Final = "errors/missing_credentials"
+API_KEY_TYPE: Final = "errors/missing_credentials"
 """A 401 that always means that the API key is wrong."""
-GENERIC_TYPE: Final = "errors/invalid_credentials"
-"""A 401 that may also concern a single account. Only if all accounts get it, the API key is wrong."""
+AMBIGUOUS_401_TYPE: Final = "errors/invalid_credentials"
+"""A 401 that may concern a single account. If all accounts get it, the API key is wrong."""
 
 REFUSALS: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429, 501})
 """Statuses that mean that the request was not applied, even without an envelope."""
@@ -52,7 +52,7 @@ class Gateway:
     Attributes:
         status: The HTTP status of the page.
         share: Share of the requests that get the page, from 0 to 1; the others reach the API.
-        seconds: Seconds from the first request of a run during which the gateway responds.
+        seconds: How long the gateway responds, from the first request of a run.
     """
 
     status: int
@@ -65,8 +65,8 @@ class Conditions:
     """
     The faults during one run. By default, the API works without faults.
 
-    The shares are from 0 to 1, and refer to the requests of the run. The API checks the API key, then limits
-    the rate, then looks up the idempotency key, and then executes the request.
+    The shares are from 0 to 1, and refer to the requests of the run. A gateway comes first. The API then
+    checks the API key, limits the rate, looks up the idempotency key, and executes the request.
 
     Attributes:
         unreachable: Share for which no connection can be opened.
@@ -75,13 +75,13 @@ class Conditions:
         silent: Share of the lost requests and responses after which the connection stays open, so that the
             attempt times out. For the others, the connection is closed.
         throttled: Share that gets a 429 before the idempotency key is looked up.
-        unavailable: Share that gets a 503 with a listed type before the idempotency key is looked up.
+        unavailable: Share that gets a 503 (service_unavailable or network_down) before that.
         erring: Share that is not applied and gets an error of `REFUSING_TYPES` or `UNKNOWN_TYPES`.
         half_done: Share that is applied but gets an error of `UNKNOWN_TYPES`.
         slow: Share whose execution takes up to 20 s.
         gateway: A gateway that responds instead of the API, or None.
-        key_fails_after: Number of requests of the run after which the API key is rejected; None for never.
-        key_error: Type of the error response that rejects the API key.
+        api_key_fails_after: Requests of the run after which the API key is rejected; None for never.
+        api_key_error: Type of the error response that rejects the API key.
         disconnected: Accounts that are disconnected during this run.
     """
 
@@ -95,8 +95,8 @@ class Conditions:
     half_done: float = 0.0
     slow: float = 0.0
     gateway: Gateway | None = None
-    key_fails_after: int | None = None
-    key_error: str = KEY_TYPE
+    api_key_fails_after: int | None = None
+    api_key_error: str = API_KEY_TYPE
     disconnected: frozenset[str] = frozenset()
 
 
@@ -107,7 +107,7 @@ class Traits:
 
     Attributes:
         honours_keys: Whether a change is applied once per idempotency key; otherwise, once per request.
-        stores_errors: Whether a request with a known key gets a stored error response, as for successes.
+        stores_errors: Whether an error response is stored and replayed for a repeated key, as successes are.
         looks_up_first: Whether the account is looked up before the idempotency key; otherwise, after it.
         unknown: Accounts that do not exist.
         unsupported: Accounts whose provider does not support the change.
@@ -144,7 +144,7 @@ class Request:
         status: Status of the response; None without a response.
         type: Type of the error response, if it has an envelope.
         is_after_key_lookup: Whether the response was sent after the idempotency key was looked up.
-        by_key_check: Whether the response rejects the API key.
+        by_api_key_check: Whether the response rejects the API key.
         is_received: Whether the response reached the client.
     """
 
@@ -159,7 +159,7 @@ class Request:
     status: int | None = None
     type: str | None = None
     is_after_key_lookup: bool = False
-    by_key_check: bool = False
+    by_api_key_check: bool = False
     is_received: bool = False
 
     @property
@@ -197,7 +197,7 @@ class Reply:
     body: bytes
     type: str | None = None
     is_after_key_lookup: bool = False
-    by_key_check: bool = False
+    by_api_key_check: bool = False
     retry_after: str | None = None
 
 
@@ -209,7 +209,7 @@ class CountingServer:
     Attributes:
         seed: Seed of the random choices.
         traits: The properties that stay the same in all runs.
-        latency: Maximum seconds of each way through the network.
+        latency: Longest delay of a request or response in the network, in seconds.
         conditions: The faults of the current run.
         run: Number of the current run.
         requests: All requests, in the order in which they were sent.
@@ -294,7 +294,10 @@ class CountingServer:
             if reply is None:
                 reply = await self._reply_after_keys(request, conditions)
             request.status, request.type = reply.status, reply.type
-            request.is_after_key_lookup, request.by_key_check = reply.is_after_key_lookup, reply.by_key_check
+            request.is_after_key_lookup, request.by_api_key_check = (
+                reply.is_after_key_lookup,
+                reply.by_api_key_check,
+            )
         request.is_settled = True
         await self._delay()
         if reply is None or self.draw(conditions.unanswered):
@@ -315,9 +318,9 @@ class CountingServer:
             and self.draw(gateway.share)
         ):
             return Reply(gateway.status, PAGE)
-        fails_after = conditions.key_fails_after
+        fails_after = conditions.api_key_fails_after
         if api_key != API_KEY or (fails_after is not None and number > fails_after):
-            return self._error(conditions.key_error, 401, by_key_check=True)
+            return self._error(conditions.api_key_error, 401, by_api_key_check=True)
         if self.draw(conditions.throttled):
             return self._error("errors/too_many_requests", 429, retry_after="1")
         if self.draw(conditions.unavailable):
@@ -387,7 +390,7 @@ class CountingServer:
         status: int,
         *,
         after_key_lookup: bool = False,
-        by_key_check: bool = False,
+        by_api_key_check: bool = False,
         retry_after: str | None = None,
     ) -> Reply:
         self._error_count += 1
@@ -398,7 +401,7 @@ class CountingServer:
             "instance": f"req_{self._error_count:06}",
         }
         return Reply(
-            status, json.dumps(envelope).encode(), type_, after_key_lookup, by_key_check, retry_after
+            status, json.dumps(envelope).encode(), type_, after_key_lookup, by_api_key_check, retry_after
         )
 
 
@@ -442,6 +445,6 @@ def _unknown(error: errors.TransportError) -> errors.TransportError:
     return error
 
 
-def change_of(change: Mapping[str, Any]) -> str:
+def canonical_json(change: Mapping[str, Any]) -> str:
     """Return the JSON of a body with sorted names, so that bodies can be compared."""
     return json.dumps(change, sort_keys=True)

@@ -38,8 +38,8 @@ class Progress:
 
     done: int = 0  # number of accounts that the run would not send
     check: InputCheck | None = None  # comparison with earlier runs; None without earlier runs
-    ordinals: bytes = b""  # one byte per ordinal: 1 if its account is done; empty if that is not known
-    accounts: Mapping[str, int] = Factory(dict)  # number of done accounts, by the label of their proxy
+    done_by_ordinal: bytes = b""  # one byte per ordinal: 1 if its account is done; empty if that is not known
+    done_by_proxy: Mapping[str, int] = Factory(dict)  # number of done accounts, by the label of their proxy
     quarantines: Mapping[str, tuple[float, float | None]] = Factory(dict)  # see `Journal.quarantines`
 
 
@@ -63,14 +63,14 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
             if comparison.starts_run:
                 return Progress(check=comparison, quarantines=quarantines)
             done = done_condition(request.on_unknown, request.on_failed)
-            rows = f"FROM latest WHERE {done} AND {comparison.of_input}"
-            [(count,)] = connection.execute(f"SELECT count(*) {rows}")
-            ordinals = bytearray(request.total or 0)
-            sql = f"SELECT ordinal {rows} AND ordinal BETWEEN 0 AND ?"
-            for (ordinal,) in connection.execute(sql, (len(ordinals) - 1,)):
-                ordinals[ordinal] = 1
-            accounts = connection.execute(
-                f"SELECT assignment, count(*) {rows} AND assignment NOT NULL "
+            from_done_rows = f"FROM latest WHERE {done} AND {comparison.of_input}"
+            [(count,)] = connection.execute(f"SELECT count(*) {from_done_rows}")
+            done_by_ordinal = bytearray(request.total or 0)
+            sql = f"SELECT ordinal {from_done_rows} AND ordinal BETWEEN 0 AND ?"
+            for (ordinal,) in connection.execute(sql, (len(done_by_ordinal) - 1,)):
+                done_by_ordinal[ordinal] = 1
+            done_by_proxy = connection.execute(
+                f"SELECT assignment, count(*) {from_done_rows} AND assignment NOT NULL "
                 "AND state IN ('patched', 'unknown') GROUP BY assignment"
             )
             if request.on_unknown == "report":
@@ -78,15 +78,15 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
                 run = read_run(connection)
                 died = "under way" in run or "reached" not in run
                 in_doubt = may_have_sent(connection.execute, run, died=died)
-                count += int(min(in_doubt, max(0, len(ordinals) - count)))
-                watermark = int(min(sent_below(run, died=died), len(ordinals)))
-                ordinals[:watermark] = b"\1" * watermark
+                count += int(min(in_doubt, max(0, len(done_by_ordinal) - count)))
+                watermark = int(min(sent_below(run, died=died), len(done_by_ordinal)))
+                done_by_ordinal[:watermark] = b"\1" * watermark
                 sql = f"SELECT ordinal FROM latest WHERE ({done} AND {comparison.of_input}) IS NOT TRUE"
                 for (ordinal,) in connection.execute(f"{sql} AND ordinal BETWEEN 0 AND ?", (watermark - 1,)):
-                    ordinals[ordinal] = 0
+                    done_by_ordinal[ordinal] = 0
             if comparison.difference is not None:
-                ordinals.clear()
-            return Progress(count, comparison, bytes(ordinals), dict(accounts), quarantines)
+                done_by_ordinal.clear()
+            return Progress(count, comparison, bytes(done_by_ordinal), dict(done_by_proxy), quarantines)
         except DAMAGE as error:
             raise damage_error(path, error) from None
         except OSError as error:

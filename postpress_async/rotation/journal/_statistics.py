@@ -83,10 +83,10 @@ class Statistics:
     began: float | None  # first start of the run
     states: Counter[State]  # number of accounts by state
     refused: int  # accounts whose rows are invalid
-    unsent: int  # accounts that are unknown only because a resumed run died; they are sent again
+    in_doubt: int  # accounts of an earlier, dead run that are unknown, and without a request since
     expired: int
-    """Accounts with a managed proxy that are unknown, and whose idempotency key the API may have forgotten
-    after the default of ``--key-lifetime``."""
+    """Unknown accounts with a managed proxy whose idempotency key is older than the default of
+    ``--key-lifetime``, so that the API may have forgotten it."""
     maybe_sent: int | None  # upper bound of the accounts without an outcome that a killed run may have sent
     errors: tuple[ErrorCount, ...]  # the most frequent errors, most frequent first
     more_errors: int  # accounts with an error that is not in `errors`
@@ -107,14 +107,14 @@ class Statistics:
 
     @property
     def accounts(self) -> int:
-        """Number of rows in the input; if not recorded, number of accounts with an outcome."""
+        """Number of accounts in the run; at least the number of those with an outcome."""
         return max(self.total or 0, self.states.total())
 
     @property
     def settled(self) -> int:
         """Number of accounts that need no further request in this run."""
         known = self.states[State.PATCHED] + self.states[State.FAILED] + self.states[State.UNKNOWN]
-        return known - self.unsent + self.refused
+        return known - self.in_doubt + self.refused
 
     @property
     def seconds_left(self) -> float | None:
@@ -125,7 +125,11 @@ class Statistics:
 
 
 def stage_of(view: JournalReader) -> Stage:
-    """Return the stage of the latest run. Call this outside `JournalReader.at_one_moment`."""
+    """
+    Return the stage of the latest run.
+
+    Call this outside `JournalReader.at_one_moment`, which would hide a change between its two reads.
+    """
     if (state := view.run()["state"]) != "running":
         return {"halted": Stage.HALTED, "interrupted": Stage.STOPPED}.get(state, Stage.ENDED)
     under_way_mark = "SELECT 1 FROM run WHERE name = 'under way'"
@@ -145,14 +149,14 @@ def collect_statistics(view: JournalReader, stage: Stage, now: float) -> Statist
     sql = "SELECT state, count(*) FROM latest GROUP BY state"
     states = view.read(lambda rows: Counter({State(state): n for state, n in rows}), sql)
     [(*counts, first, last)] = view.ask(_SUMS, now - KEY_LIFETIME)
-    sent, refused, unsent, skipped, expired, all_errors = counts
+    sent, refused, in_doubt, not_reached, expired, all_errors = counts
     errors = view.read(_error_counts, _ERRORS, MAX_ERRORS)
     first, last = _number(first), _number(last)
     # True if the disk was full when the journal was created.
     never_began = began is None and total is None and not states
     if stage is Stage.ENDED and halted is not None:
         stage = Stage.HALTED
-    elif stage is Stage.ENDED and (skipped or (total or 0) > states.total() or never_began):
+    elif stage is Stage.ENDED and (not_reached or (total or 0) > states.total() or never_began):
         stage = Stage.STOPPED
     rate = None if first is None or last is None or last <= first else sent / (last - first)
     return Statistics(
@@ -163,7 +167,7 @@ def collect_statistics(view: JournalReader, stage: Stage, now: float) -> Statist
         began=began,
         states=states,
         refused=refused,
-        unsent=unsent,
+        in_doubt=in_doubt,
         expired=expired,
         maybe_sent=maybe_sent(view, stage),
         errors=errors,
@@ -203,7 +207,7 @@ def _recent_rate(view: JournalReader, now: float) -> float | None:
 
 
 def _command(value: object) -> str | None:
-    """Return *value* if it is one command of this program. Otherwise, a foreign journal could suggest any."""
+    """Return *value* if it is a command of this program. A foreign journal must not suggest another one."""
     if not (isinstance(value, str) and value.isprintable()):
         return None
     try:

@@ -298,7 +298,7 @@ def test_row_in_doubt_is_done_unless_it_has_an_outcome_that_is_sent_again(tmp_pa
     progress = read_progress(path, RunRequest(total=5, on_unknown="report"))
 
     assert progress.done == 2
-    assert progress.ordinals == bytes([1, 0, 1, 0, 0])
+    assert progress.done_by_ordinal == bytes([1, 0, 1, 0, 0])
 
 
 def test_rows_in_doubt_of_an_input_of_unknown_length_do_not_reduce_the_count(tmp_path) -> None:

@@ -478,7 +478,7 @@ async def test_accounts_that_are_unknown_only_because_a_run_may_send_them_are_no
     result = statistics(path)
 
     assert result.states == {PATCHED: 1, UNKNOWN: 2}
-    assert (result.unsent, result.settled) == (1, 2)
+    assert (result.in_doubt, result.settled) == (1, 2)
     await journal.aclose()
 
 
