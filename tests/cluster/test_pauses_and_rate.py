@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("fake_dask")
 
 
 def test_pause_of_one_worker_pauses_the_others() -> None:
-    """Otherwise each worker would send 20 requests before it finds that the service is down."""
+    """Otherwise each worker would send as many requests as it takes to open a circuit breaker."""
     seen: list[events.Event] = []
 
     async def main() -> FakeDask:
