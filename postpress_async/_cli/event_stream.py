@@ -45,6 +45,7 @@ class EventStream:
             print(json.dumps({"event": name, "at": timestamp, **fields}), file=self._out, flush=True)
         except (OSError, ValueError):  # ValueError: Python has already closed the stream
             self.is_closed = True
+            discard_stdout()  # what is still in its buffer cannot be written at exit either
 
     def refused(self, source: str, refusal: Refusal | RefusedLine | LeftBehind) -> None:
         """Report an invalid row or line of the input *source*, or an account that a rollback cannot move."""

@@ -14,9 +14,11 @@ from postpress_async import AccountPatched, CustomProxy, Fleet, ManagedProxy, Pr
 from postpress_async.errors import JournalError
 from postpress_async.models import ProxyChange
 from postpress_async.rotation import State
+from postpress_async.rotation._fleet import reader_of
 from postpress_async.rotation._row_digest import RowsDigest, text_of
 from postpress_async.rotation._rows import Refusal, Row, rows_of
 from postpress_async.rotation.journal import Journal
+from postpress_async.rotation.journal._preflight import known_row_count
 from postpress_async.sandbox import Sandbox
 from postpress_async.session import PostPressSession
 from tests.support.command_line import JOURNAL, run, states
@@ -155,6 +157,17 @@ def test_unfinished_run_rejects_another_change_of_a_patched_account(folder) -> N
     assert "another change" in done.stderr
     assert "acc_4 asks for another change than the one that was" in done.stderr
     assert "use its old row again to resume the run" in done.stderr
+
+
+def test_file_that_was_saved_in_another_form_is_checked_once(folder) -> None:
+    """Later runs recognize the new bytes, so they need not read and check all rows again."""
+    write_fleet(folder)
+    run(*ROTATE, "--limit", "10")
+    write_fleet(folder, csv_text(end="\r\n"))
+    run(*ROTATE, "--limit", "10")
+
+    with Fleet.open(folder / "fleet.csv") as fleet:
+        assert known_row_count(folder / JOURNAL, reader_of(fleet).digest) == COUNT
 
 
 def test_same_rows_in_another_format_are_the_same_input(folder) -> None:

@@ -120,9 +120,9 @@ def check(path: Path, connection: sqlite3.Connection, request: RunRequest) -> In
     if request.by_row and request.total is not None and recorded is not None and request.total > recorded:
         difference = f"{counted(request.total - recorded, 'row')} more"
     is_done = remaining == 0 and difference is None
-    if request.digest is not None and ("input" not in run or edit is not None):
-        facts["input"] = _stretch(request.digest, salt)
-        if request.rows is not None:
+    if request.digest is not None:
+        facts["input"] = _stretch(request.digest, salt)  # may be new although the rows are the same
+        if request.rows is not None and ("input" not in run or edit is not None):
             facts["rows"] = _stretch(request.rows.rows_digest, salt)
             total = run.get("total", request.rows.counted)
             if edit is None and total is not None:
@@ -206,7 +206,7 @@ def _check_selection(
 
 def is_input(run: Mapping[str, Any], digest: bytes, fact: str = "input") -> bool:
     """Whether the run has recorded this *digest* of an input's bytes, or of its rows if *fact* is "rows"."""
-    return fact in run and bool(run[fact] == _stretch(digest, run["salt"]))
+    return fact in run and bool(run[fact] == _stretch(digest, run.get("salt", b"")))
 
 
 def of_input(run: Mapping[str, Any]) -> str:
