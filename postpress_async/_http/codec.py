@@ -208,7 +208,7 @@ def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_encode_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+_encode_json: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _decode_json: Final = json.JSONDecoder(
     object_pairs_hook=_reject_duplicate_names, parse_constant=_reject_constant
 ).decode
