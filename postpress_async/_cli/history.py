@@ -8,7 +8,8 @@ import attrs
 import click
 
 from postpress_async._cli.options import COUNT, Command, option
-from postpress_async._cli.terminal import by_state, counted, moment
+from postpress_async._cli.terminal import by_state, moment
+from postpress_async._fields import counted
 from postpress_async.errors import JournalError
 from postpress_async.rotation.journal._history import AccountChange, Run, changes_of, runs_of
 from postpress_async.rotation.journal._reading import JournalReader

@@ -15,7 +15,8 @@ from attrs import frozen
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.rotate_options import RotateOptions
 from postpress_async._cli.secret_input import read_secret_file
-from postpress_async._cli.terminal import counted, listed
+from postpress_async._cli.terminal import listed
+from postpress_async._fields import counted
 from postpress_async.errors import FleetError
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import Faults, Fleet, PooledProxy, Survey

@@ -15,8 +15,9 @@ from postpress_async._cli import exit_codes
 from postpress_async._cli.event_stream import EventStream
 from postpress_async._cli.job import Job
 from postpress_async._cli.secret_input import read_key
-from postpress_async._cli.terminal import counted, moment
+from postpress_async._cli.terminal import moment
 from postpress_async._converter import converter
+from postpress_async._fields import counted
 from postpress_async._settings import read_api_key, read_base_url, target_of
 from postpress_async.models import CustomProxy, ProxyChange
 from postpress_async.rotation import Fleet, Refusal, Row

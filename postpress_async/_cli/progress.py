@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.text import Text
 
-from postpress_async._cli.terminal import by_state, counted, write_stderr
+from postpress_async._cli.terminal import by_state, write_stderr
+from postpress_async._fields import counted
 from postpress_async.rotation import Outcome, Rotation, State
 from postpress_async.rotation.journal._times import duration
 from postpress_async.session import PostPressSession

@@ -22,7 +22,8 @@ from yarl import URL
 from postpress_async._cli import exit_codes
 from postpress_async._cli.job import report_lists
 from postpress_async._cli.options import COUNT, FILE, Command, duration, option
-from postpress_async._cli.terminal import aligned, counted, import_extra, on_interrupt, write_stderr
+from postpress_async._cli.terminal import aligned, import_extra, on_interrupt, write_stderr
+from postpress_async._fields import counted
 from postpress_async._settings import read_base_url
 from postpress_async.models import ProxyProtocol
 from postpress_async.rotation import PooledProxy

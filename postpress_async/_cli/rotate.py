@@ -20,7 +20,7 @@ from postpress_async._cli.rotate_options import (
     run_options,
 )
 from postpress_async._cli.running import run_job
-from postpress_async._cli.terminal import counted
+from postpress_async._fields import counted
 from postpress_async.models import ManagedProxy
 from postpress_async.rotation import ProxyPool, RotationSummary, Survey
 from postpress_async.rotation.journal._history import plan_rollback

@@ -13,14 +13,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, BinaryIO, Final
 
+from postpress_async._fields import counted
 from postpress_async.errors import ConfigurationError, RotationError
 from postpress_async.rotation import State
 from postpress_async.rotation._atomic_write import atomic_write
-
-
-def counted(count: int, singular: str, plural: str = "") -> str:
-    """Format a count with its noun in singular or plural: ``1 account``, ``1,000 accounts``."""
-    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def more_accounts(at_most: int | None) -> str:

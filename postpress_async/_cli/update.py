@@ -12,7 +12,7 @@ from postpress_async._call.idempotency import FixedKey, FreshKeys, Keys, check_k
 from postpress_async._cli import exit_codes
 from postpress_async._cli.options import Command, connection, option
 from postpress_async._cli.secret_input import EXPOSED_PROXY, read_key, read_secret_file
-from postpress_async._cli.terminal import counted
+from postpress_async._fields import counted
 from postpress_async.errors import Applied, PostPressError, Scope
 from postpress_async.models import CustomProxy, ManagedProxy, ProxyChange
 from postpress_async.session import PostPressSession
