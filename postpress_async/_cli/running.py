@@ -18,13 +18,13 @@ from postpress_async._cli.progress import ProgressStats, show_progress
 from postpress_async._cli.sandbox import first_addresses
 from postpress_async._cli.secret_input import read_key
 from postpress_async._cli.terminal import (
-    counted,
     import_extra,
     moment,
     on_interrupt,
     report_file_limit_once,
     write_stderr,
 )
+from postpress_async._fields import counted
 from postpress_async.errors import RotationError
 from postpress_async.pace import Pace
 from postpress_async.retry import RetryPolicy
