@@ -26,12 +26,17 @@ Exit codes:
   130  The run was interrupted by Ctrl-C or SIGTERM."""
 
 
-def code_of(summary: RotationSummary, *, interrupted: bool) -> int:
-    """Return the exit code of a rotation that ended. *interrupted* is whether a signal ended the rotation."""
+def code_of(summary: RotationSummary, *, interrupted: bool, left_behind: int) -> int:
+    """
+    Return the exit code of a rotation that ended.
+
+    *interrupted* is whether a signal ended it, and *left_behind* the number of accounts of a rollback that
+    were not part of it.
+    """
     if summary.key_refused:
         return KEY_REFUSED
     if summary.halted:
         return HALTED
     if interrupted:
         return INTERRUPTED
-    return ALL_PATCHED if summary.patched == summary.total else SOME_LEFT
+    return ALL_PATCHED if summary.patched == summary.total and not left_behind else SOME_LEFT

@@ -93,9 +93,9 @@ async def run_job(job: Job, events: EventStream) -> int:
         stop = await _run(job, sender, rotation, events)
         code = exit_codes.ALL_PATCHED
         if rotation.next_run_at is None:
-            code = exit_codes.code_of(rotation.summary, interrupted=stop.interrupted)
-            if code == exit_codes.ALL_PATCHED and job.left_behind:
-                code = exit_codes.SOME_LEFT
+            code = exit_codes.code_of(
+                rotation.summary, interrupted=stop.interrupted, left_behind=job.left_behind
+            )
             _summarize(job, rotation.summary, stop, events)
         if sandbox is not None:
             requests, patched = sandbox.record.requests, len(sandbox.record.patched_accounts)
