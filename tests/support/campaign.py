@@ -97,12 +97,14 @@ class Player:
             await self._play_run(step)
         # From here on, the key works and the service is healthy, so every account must be settled at the end.
         on_unknown: OnUnknown | None = "retry" if self.sequence.idempotency else None
-        await self._play_run(self._for_latest_run(healthy("report", on_unknown=on_unknown)))
+        await self._play_run(self.case.for_latest_run(healthy("report", on_unknown=on_unknown), self._fleet))
         if self.sequence.is_nights:
             last = self.sequence.steps[-1]
             await self._play_run(evolve(healthy("report"), every=0.0, accounts=last.accounts, pool=last.pool))
         for _ in range(RETRIES):
-            await self._play_run(self._for_latest_run(healthy("retry", on_unknown=on_unknown)))
+            await self._play_run(
+                self.case.for_latest_run(healthy("retry", on_unknown=on_unknown), self._fleet)
+            )
             if self._is_done():
                 break
         self.case.is_last = True
@@ -116,17 +118,6 @@ class Player:
             record is not None
             and (record.state in {State.PATCHED, State.UNKNOWN} or account.account_id in refused_for_good)
             for account, record in self.case.records
-        )
-
-    def _for_latest_run(self, step: Step) -> Step:
-        """Return *step* with the input and selection of the latest journal run."""
-        first_step = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
-        return evolve(
-            step,
-            on=first_step.on,
-            rollback_to=first_step.rollback_to,
-            accounts=self._fleet,
-            pool=first_step.pool,
         )
 
     async def _play_run(self, step: Step) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from postpress_async import CustomProxy
 from postpress_async.errors import JournalError
@@ -141,6 +141,17 @@ class Case:
     def runs_of_latest(self) -> list[RunReport]:
         """The runs that started and resumed the latest journal run."""
         return self.runs[self.first_run - 1 :]
+
+    def for_latest_run(self, step: Step, accounts: tuple[Account, ...]) -> Step:
+        """Return *step* with these accounts, and with the selection and pool of the latest journal run."""
+        first_step = self.runs[self.first_run - 1].step if self.runs else Step()
+        return evolve(
+            step,
+            on=first_step.on,
+            rollback_to=first_step.rollback_to,
+            accounts=accounts,
+            pool=first_step.pool,
+        )
 
     @property
     def refused_for_good(self) -> frozenset[str]:

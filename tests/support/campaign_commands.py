@@ -172,25 +172,16 @@ class CommandPlayer:
         async with listening(self.case.server) as url:
             for step in self.sequence.steps:
                 await self._run(step, url)
-            await self._run(self._for_latest_run(Step(in_flight=40)), url)
+            await self._run(self.case.for_latest_run(Step(in_flight=40), self._fleet), url)
             if self.sequence.is_nights:
                 await self._run(evolve(self.sequence.steps[-1], **_LAST_NIGHT), url)
             if any(record is None or record.state == State.FAILED for _, record in self.case.records):
-                await self._run(self._for_latest_run(Step(in_flight=40, on_failed="retry")), url)
+                await self._run(
+                    self.case.for_latest_run(Step(in_flight=40, on_failed="retry"), self._fleet), url
+                )
             self.case.is_last = True
             self._add_findings(audit(self.case, self.journal))
         return self.findings
-
-    def _for_latest_run(self, step: Step) -> Step:
-        """Return *step* with the input and selection of the latest journal run."""
-        first_step = self.case.runs[self.case.first_run - 1].step if self.case.runs else Step()
-        return evolve(
-            step,
-            on=first_step.on,
-            rollback_to=first_step.rollback_to,
-            accounts=self._fleet,
-            pool=first_step.pool,
-        )
 
     def _add_findings(self, findings: list[Finding]) -> None:
         known = {(finding.kind, finding.account_id) for _, finding in self.findings}
