@@ -62,15 +62,11 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
             quarantines = _quarantines(connection, comparison)
             if comparison.starts_run:
                 return Progress(check=comparison, quarantines=quarantines)
-            done = done_condition(request.on_unknown, request.on_failed)
-            from_done_rows = f"FROM latest WHERE {done} AND {comparison.of_input}"
-            [(count,)] = connection.execute(f"SELECT count(*) {from_done_rows}")
+            is_done = f"{done_condition(request.on_unknown, request.on_failed)} AND {comparison.of_input}"
+            [(count,)] = connection.execute(f"SELECT count(*) FROM latest WHERE {is_done}")
             done_by_ordinal = bytearray(request.total or 0)
-            sql = f"SELECT ordinal {from_done_rows} AND ordinal BETWEEN 0 AND ?"
-            for (ordinal,) in connection.execute(sql, (len(done_by_ordinal) - 1,)):
-                done_by_ordinal[ordinal] = 1
             done_by_proxy = connection.execute(
-                f"SELECT assignment, count(*) {from_done_rows} AND assignment NOT NULL "
+                f"SELECT assignment, count(*) FROM latest WHERE {is_done} AND assignment NOT NULL "
                 "AND state IN ('patched', 'unknown') GROUP BY assignment"
             )
             if request.on_unknown == "report":
@@ -81,9 +77,9 @@ def read_progress(path: str | os.PathLike[str], request: RunRequest) -> Progress
                 count += int(min(in_doubt, max(0, len(done_by_ordinal) - count)))
                 watermark = int(min(sent_below(run, died=died), len(done_by_ordinal)))
                 done_by_ordinal[:watermark] = b"\1" * watermark
-                sql = f"SELECT ordinal FROM latest WHERE ({done} AND {comparison.of_input}) IS NOT TRUE"
-                for (ordinal,) in connection.execute(f"{sql} AND ordinal BETWEEN 0 AND ?", (watermark - 1,)):
-                    done_by_ordinal[ordinal] = 0
+            sql = f"SELECT ordinal, ({is_done}) IS TRUE FROM latest WHERE ordinal BETWEEN 0 AND ?"
+            for ordinal, done in connection.execute(sql, (len(done_by_ordinal) - 1,)):
+                done_by_ordinal[ordinal] = done
             if comparison.difference is not None:
                 done_by_ordinal.clear()
             return Progress(count, comparison, bytes(done_by_ordinal), dict(done_by_proxy), quarantines)
