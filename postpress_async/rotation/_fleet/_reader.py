@@ -74,6 +74,7 @@ class FleetReader:
     needs: PoolNeeds | None  # what the pool needs from rows with only an account; None without a pool
     selection: Selection | None = None  # the accounts whose rows are read; None for all
     counted: int | None = field(default=None, init=False)  # valid and refused rows; None before a `survey`
+    _uses_pool: bool | None = field(default=None, init=False)  # None before it is known
     _rows_digest: bytes | None = field(default=None, init=False)
 
     @classmethod
@@ -176,13 +177,16 @@ class FleetReader:
                 if on_refusal is not None:
                     on_refusal(row)
         self.counted = survey.rows + survey.refused
+        self._uses_pool = survey.pooled > 0 or not survey.rows
         self._rows_digest = digest.digest()
         return survey
 
     def uses_pool(self) -> bool:
-        """Whether any row gets a proxy from the pool, or no row is valid. Reads rows until it is known."""
-        with closing(self.rows()) as rows:
-            return uses_pool(rows)
+        """Whether any row gets a proxy from the pool, or no row is valid. Without a `survey`, reads rows."""
+        if self._uses_pool is None:
+            with closing(self.rows()) as rows:
+                self._uses_pool = uses_pool(rows)
+        return self._uses_pool
 
     def close(self) -> None:
         self._file.close()
