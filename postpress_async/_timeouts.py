@@ -93,7 +93,7 @@ class TimeoutGroup:
         self._timer = (self._loop or self._get_loop()).call_at(when, self._on_timer)
 
     def _on_timer(self) -> None:
-        # A loop may fire a timer one clock tick early. The timeout for which it was set is due all the same.
+        # A loop may fire a timer one clock tick early. The timeout for which it was set is due nevertheless.
         now = max((self._loop or self._get_loop()).time(), self._timer_at)
         self._timer, self._timer_at = None, math.inf
         due = [wait for wait, when in self._open.items() if when <= now]

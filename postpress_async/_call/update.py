@@ -317,7 +317,7 @@ class UpdateCall:
             self._extend_deadline(self._uncounted_backoff(self._last_error, seconds))
             slept_from = self._clock()
             await self._policy.sleep(seconds)
-            # A test's `sleep` may return at once. The backoff counts against the deadline all the same.
+            # A test's `sleep` may return at once, but the backoff must still count against the deadline.
             not_slept = seconds - (self._clock() - slept_from)
             if not_slept > 0:
                 self._started -= not_slept

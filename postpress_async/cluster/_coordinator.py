@@ -146,7 +146,7 @@ class Coordinator:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(Exception):  # if the scheduler is gone, no worker needs to be told
+        with suppress(Exception):  # if the scheduler is gone, so are the workers
             async with asyncio.timeout(RESPONSE_TIMEOUT):
                 await self._client.unregister_worker_plugin(self.token)
 

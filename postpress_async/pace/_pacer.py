@@ -286,6 +286,7 @@ class Pacer:
             self._stale -= 1
         elif permit.probe:
             self._breaker.end_probe(None, self._clock())
+        # Without `adaptive`, only the number of permits has changed. `_admit` would double the time.
         if self._pace.adaptive or self._retries.count or self._new_calls.count:
             self._admit()
 

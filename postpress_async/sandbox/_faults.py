@@ -84,7 +84,7 @@ _MAINTENANCE: Final = Fault(status=503, headers=_HTML, body=b"<html><h1>Back soo
 _PROVIDER_ERROR: Final = Fault(type="errors/provider_error")
 _SERVICE_UNAVAILABLE: Final = Fault(type="errors/service_unavailable")
 _REQUEST_TIMEOUT: Final = Fault(type="errors/request_timeout")
-# As if a gateway had stopped waiting for the API, which applies the change all the same.
+# As if a gateway stops waiting for the API, and the API then applies the change.
 _APPLIED_TIMEOUT: Final = Fault(type="errors/request_timeout", executes=True)
 _TOO_MANY: Final = Fault(type="errors/too_many_requests", retry_after=1)
 _NOT_FOUND: Final = Fault(type="errors/resource_not_found")

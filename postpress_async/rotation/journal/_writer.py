@@ -25,7 +25,7 @@ MIN_ROWS: Final = 16
 BACKLOG: Final = 5
 BUSY_TIMEOUT: Final = 30.0  # seconds that a commit waits for another program's write lock on the journal
 BUSY_TIMEOUT_AT_END: Final = 5.0  # the same for the end of a run, which blocks the event loop
-# After so many commits or rows, the -wal is copied into the file. It has a few megabytes then.
+# Commits or rows after which the -wal, by then a few megabytes, is copied into the journal.
 COMMITS_PER_CHECKPOINT: Final = 256
 ROWS_PER_CHECKPOINT: Final = 20_000
 ROWS_PER_STATEMENT: Final = (64, 32, 16, 8, 4, 2, 1)  # old versions of SQLite allow 999 values in one INSERT
